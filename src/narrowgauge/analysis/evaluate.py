@@ -1,0 +1,222 @@
+"""Two networks on the same samples: accuracy of each, agreement and signal-to-noise ratio between them."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from narrowgauge.errors import DataError, RecipeError
+
+Array = npt.NDArray[Any]
+Outputs = Mapping[str, Array]
+Run = Callable[[Mapping[str, Array]], Outputs]
+
+
+class LabelledBatch(Protocol):
+    """Some samples that go through both networks."""
+
+    @property
+    def feed(self) -> Mapping[str, Array]:
+        """Input name -> array."""
+
+    @property
+    def count(self) -> int:
+        """How many of the rows are samples."""
+
+    @property
+    def labels(self) -> Sequence[int | None]:
+        """Class index of each sample, None if unknown."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """How a network does beside its reference.
+
+    Attributes:
+        samples: how many were compared.
+        labelled: how many of them had a label.
+        reference: metric name -> value of the reference; empty without labels or a metric.
+        candidate: likewise of the other network.
+        agreement_top1: share of rows whose largest output is the same one, percent; None where the first output is no
+            row of scores.
+        sqnr_db: signal-to-quantization-noise ratio over all float outputs, 10 log10(sum ref^2 / sum err^2), in
+            decibels; infinity if they are equal.
+    """
+
+    samples: int
+    labelled: int
+    reference: Mapping[str, float]
+    candidate: Mapping[str, float]
+    agreement_top1: float | None
+    sqnr_db: float
+
+
+Metric = Callable[[Outputs, Sequence[int | None]], float | Array]
+
+
+class StatefulMetric(Protocol):
+    """A metric that is no mean over samples (mean average precision)."""
+
+    def update(self, outputs: Outputs, labels: Sequence[int | None]) -> None:
+        """Take a batch."""
+
+    def compute(self) -> float:
+        """Return the value over all batches."""
+
+
+def compare_runs(
+    reference: Run,
+    candidate: Run,
+    batches: Iterable[LabelledBatch],
+    *,
+    metric: Callable[..., Any] | None = None,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Comparison:
+    """Run both networks on every batch and compare.
+
+    Args:
+        reference: runs the reference: feed -> outputs by name.
+        candidate: runs the other network; its outputs have the reference's order.
+        batches: samples; memory does not grow with their number.
+        metric: the user's own: a function `(outputs, labels) -> float or one value per sample`, averaged over samples,
+            or a class with `update(outputs, labels)` and `compute()`.
+        progress: called with the number of samples after each batch.
+
+    Raises:
+        DataError: if there is no sample, or the outputs of the two have different shapes.
+    """
+    tally = _Tally()
+    judges = [_Judge(metric), _Judge(metric)]
+    for batch in batches:
+        first, second = reference(batch.feed), candidate(batch.feed)
+        first, second = _cut(first, batch.count), _cut(second, batch.count)
+        tally.add(first, second, batch)
+        for judge, outputs in zip(judges, (first, second), strict=True):
+            judge.add(outputs, batch)
+        progress(batch.count)
+    if tally.samples == 0:
+        raise DataError("no sample to compare with: the data are empty")
+    return tally.comparison(judges)
+
+
+def load_metric(name: str) -> Callable[..., Any]:
+    """Import the user's metric from `module:callable`.
+
+    Raises:
+        RecipeError: if there is no such module or callable.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise RecipeError(f"expected a metric as module:callable, got {name!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"metric {name!r}: {error}") from None
+    if not callable(found):
+        raise RecipeError(f"metric {name!r} is not callable")
+    return found  # type: ignore[no-any-return]
+
+
+@dataclass(slots=True)
+class _Tally:
+    samples: int = 0
+    rows: int = 0
+    agreeing: int = 0
+    labelled: int = 0
+    right: list[int] = field(default_factory=lambda: [0, 0])
+    right_top5: list[int] = field(default_factory=lambda: [0, 0])
+    signal: float = 0.0
+    noise: float = 0.0
+    classes: int = 0
+
+    def add(self, first: Outputs, second: Outputs, batch: LabelledBatch) -> None:
+        pairs = list(zip(first.items(), second.values(), strict=False))
+        for (name, one), other in pairs:
+            if one.shape != other.shape:
+                raise DataError(f"output {name!r} has shape {one.shape} in the one network, {other.shape} in the other")
+            if one.dtype.kind == "f":
+                self.signal += float(np.square(one, dtype=np.float64).sum())
+                self.noise += float(np.square(np.subtract(one, other, dtype=np.float64)).sum())
+        self.samples += batch.count
+        scores = [_scores(outputs) for outputs in (first, second)]
+        if scores[0] is None or scores[1] is None:
+            return
+        ranks = [part.reshape(-1, part.shape[-1]) for part in scores if part is not None]
+        self.classes = ranks[0].shape[-1]
+        picks = [part.argmax(axis=-1) for part in ranks]
+        self.rows += picks[0].size
+        self.agreeing += int((picks[0] == picks[1]).sum())
+        if ranks[0].shape[0] == batch.count and any(label is not None for label in batch.labels):
+            self.count_right(ranks, picks, batch.labels)
+
+    def count_right(self, ranks: list[Array], picks: list[Array], labels: Sequence[int | None]) -> None:
+        known = np.array([number for number, label in enumerate(labels) if label is not None])
+        truth = np.array([label for label in labels if label is not None])
+        self.labelled += known.size
+        for model in range(2):
+            self.right[model] += int((picks[model][known] == truth).sum())
+            top5 = np.argpartition(ranks[model][known], -min(5, self.classes), axis=-1)[:, -5:]
+            self.right_top5[model] += int((top5 == truth[:, None]).any(axis=1).sum())
+
+    def comparison(self, judges: list[_Judge]) -> Comparison:
+        metrics: list[dict[str, float]] = [{}, {}]
+        for model in range(2):
+            if self.labelled:
+                metrics[model]["top1"] = 100.0 * self.right[model] / self.labelled
+                if self.classes > 10:
+                    metrics[model]["top5"] = 100.0 * self.right_top5[model] / self.labelled
+            metrics[model] |= judges[model].result()
+        ratio = math.inf if self.noise == 0 else 10 * math.log10(max(self.signal, 1e-300) / self.noise)
+        return Comparison(
+            samples=self.samples,
+            labelled=self.labelled,
+            reference=metrics[0],
+            candidate=metrics[1],
+            agreement_top1=100.0 * self.agreeing / self.rows if self.rows else None,
+            sqnr_db=ratio,
+        )
+
+
+def _scores(outputs: Outputs) -> Array | None:
+    """First output if it is rows of at least two scores."""
+    first = next(iter(outputs.values()), None)
+    usable = first is not None and first.ndim >= 2 and first.shape[-1] >= 2 and first.dtype.kind == "f"
+    return first if usable else None
+
+
+def _cut(outputs: Outputs, count: int) -> Outputs:
+    return {name: value[:count] if value.ndim and value.shape[0] > count else value for name, value in outputs.items()}
+
+
+class _Judge:
+    """The user's metric over all batches of one network."""
+
+    def __init__(self, metric: Callable[..., Any] | None) -> None:
+        self.name = getattr(metric, "__name__", "metric")
+        self.stateful = metric() if inspect.isclass(metric) else None
+        self.metric = None if inspect.isclass(metric) else metric
+        self.total, self.weight = 0.0, 0
+
+    def add(self, outputs: Outputs, batch: LabelledBatch) -> None:
+        if self.stateful is not None:
+            self.stateful.update(outputs, batch.labels)
+        elif self.metric is not None:
+            value = np.asarray(self.metric(outputs, batch.labels), dtype=np.float64)
+            self.total += float(value.mean()) * batch.count
+            self.weight += batch.count
+
+    def result(self) -> dict[str, float]:
+        if self.stateful is not None:
+            return {self.name: float(self.stateful.compute())}
+        return {self.name: self.total / self.weight} if self.weight else {}

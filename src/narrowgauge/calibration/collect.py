@@ -1,0 +1,441 @@
+"""Calibration: one pass over the samples, statistics of every value of the network."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime
+
+from narrowgauge.calibration.histogram import EMPTY, Histogram, histogram_of_bins, leading_bits, merge_histograms
+from narrowgauge.calibration.observe import Observation, Observations, observations
+from narrowgauge.calibration.reduce import Reduced, calibration_network
+from narrowgauge.calibration.statistics import ChannelStatistics, Statistics, TensorStatistics, merge_tensors
+from narrowgauge.errors import DataError, RuntimeFailure
+from narrowgauge.graph.digest import network_digest
+from narrowgauge.graph.engine import open_session
+
+Array = npt.NDArray[np.float32]
+
+# Elements of one sample's tensor up to which every one is counted in the histogram.
+SAMPLED = 4096
+
+# Counted-up values are kept as 16-bit bins and turned into counts when so many have come together.
+_PENDING_ELEMENTS = 16 * 2**20
+
+# Bytes that the engine may hold for the values that leave it whole; more is done in several rounds per batch.
+_ROUND_BYTES = 128 * 2**20
+
+_SAVE_SECONDS = 20.0
+
+_FLOAT32_SUM = 1 << 16
+
+# Far above what a sound network computes, far below the largest float32.
+_SUSPICIOUS = 1e37
+
+
+class Batch(Protocol):
+    """Some samples that go through the network together."""
+
+    @property
+    def feed(self) -> Mapping[str, npt.NDArray[np.generic]]:
+        """Input name -> array."""
+
+    @property
+    def count(self) -> int:
+        """How many of the rows are samples; rows behind them only fill a fixed batch."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Name of each sample."""
+
+
+def collect(
+    model: ir.Model,
+    batches: Iterable[Batch],
+    *,
+    sampled: int = SAMPLED,
+    threads: int | None = None,
+    start: Statistics | None = None,
+    save_to: Path | None = None,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Statistics:
+    """Run samples through a network and gather the statistics of every float value, in one pass.
+
+    Extremes per tensor are exact, and per channel too, but for one case: where a Relu or Clip bounds a value from
+    below and its tensor has more than `sampled` elements, a channel that never reached the bound in the counted
+    elements has their minimum. Means per channel are exact for matrix products' inputs and those of the counted
+    elements for convolutions'. Memory does not grow with the number of samples.
+
+    Args:
+        model: the float network, opset 13 or newer, shapes inferred; it is not changed.
+        batches: samples, as `data.batches` makes them.
+        sampled: elements of one sample's tensor up to which all are counted in the histogram; of a larger one an
+            even subset of about so many is.
+        threads: of the engine; None for the cores that this process may use.
+        start: statistics to go on from (of samples that are not among `batches`).
+        save_to: file that the statistics are saved in while they grow, and when the pass is interrupted.
+        progress: called with the number of samples after each batch.
+
+    Raises:
+        DataError: if there is no sample at all.
+        RuntimeFailure: if the engine cannot run the network on a sample; the message names the sample.
+        StatisticsError: if `start` belongs to another network.
+    """
+    collector = Collector(model, sampled=sampled, threads=threads)
+    taken = 0 if start is None else start.samples
+    saved = time.monotonic()
+
+    def so_far() -> Statistics:
+        statistics = collector.statistics()
+        return statistics if start is None else start.merge(statistics)
+
+    try:
+        for batch in batches:
+            collector.add(batch, first_index=taken)
+            taken += batch.count
+            progress(batch.count)
+            if save_to is not None and time.monotonic() - saved > _SAVE_SECONDS:
+                so_far().save(save_to)
+                saved = time.monotonic()
+    except BaseException:
+        if save_to is not None and collector.statistics().samples:
+            so_far().save(save_to)
+        raise
+    if collector.statistics().samples == 0 and start is None:
+        raise DataError("no sample to calibrate with: the data are empty")
+    return so_far()
+
+
+class Collector:
+    """The statistics of one pass while they grow; they hold whole batches only, whenever the pass is interrupted."""
+
+    def __init__(self, model: ir.Model, *, sampled: int = SAMPLED, threads: int | None = None) -> None:
+        self.model = model
+        self.sampled = sampled
+        self.threads = threads
+        self._samples = 0
+        self.observations: Observations = observations(model, sampled=sampled)
+        self._groups = _rounds(list(self.observations.values.values()))
+        self._rounds = [_open_round(model, group, sampled, threads) for group in self._groups]
+        self._whole_rounds: list[_Round] = []
+        self._sums = {name: _Sums(observation) for name, observation in self.observations.values.items()}
+        self._pending_elements = 0
+        self._looker = ThreadPoolExecutor(max_workers=1)
+        self._looking: Future[dict[str, _Part]] | None = None
+        self._adding: Future[None] | None = None
+        self._digest = network_digest(model)
+
+    def add(self, batch: Batch, *, first_index: int) -> None:
+        """Add the samples of a batch; the first of them is sample number `first_index` of the data.
+
+        The engine runs it here; what it wrote is looked at in a thread beside the next batch's run.
+        """
+        looks = []
+        for round_ in self._rounds:
+            outputs = _run(round_.session, round_.names, batch)
+            self._wait()
+            self._looking = self._looker.submit(_parts, round_, outputs, batch, self.sampled)
+            looks.append(self._looking)
+        self._adding = self._looker.submit(self._add_parts, looks, batch, first_index)
+
+    def _add_parts(self, looks: list[Future[dict[str, _Part]]], batch: Batch, first_index: int) -> None:
+        """Add what a batch brought, of all rounds at once; it runs behind them in the same thread."""
+        parts = {name: part for look in looks for name, part in look.result().items()}
+        if not all(part.finite for part in parts.values()):
+            # Maxima and pools may pass over a NaN: where one value shows something, look at every value whole.
+            parts = self._careful_parts(batch, first_index)
+        for name, part in parts.items():
+            self._pending_elements += self._sums[name].add(part)
+        self._samples += batch.count
+        if self._pending_elements > _PENDING_ELEMENTS:
+            self._count_pending()
+
+    def _careful_parts(self, batch: Batch, first_index: int) -> dict[str, _Part]:
+        """Look at every value whole and count NaN and infinity; for the rare batch that holds some."""
+        if not self._whole_rounds:
+            groups = _rounds([replace(entry, reduction="whole") for group in self._groups for entry in group])
+            self._whole_rounds = [_open_round(self.model, group, self.sampled, self.threads) for group in groups]
+        parts = {}
+        for round_ in self._whole_rounds:
+            outputs = _run(round_.session, round_.names, batch)
+            for entry in round_.reduced:
+                assert entry.whole is not None
+                value = outputs[entry.whole]
+                part = _careful_part(entry.observation, value, batch, first_index, self.sampled)
+                parts[entry.observation.name] = part
+        return parts
+
+    def _wait(self) -> None:
+        looking, adding, self._looking, self._adding = self._looking, self._adding, None, None
+        if looking is not None:
+            looking.result()
+        if adding is not None:
+            adding.result()
+
+    def statistics(self) -> Statistics:
+        """Return what was seen so far."""
+        self._wait()
+        self._count_pending()
+        return Statistics(
+            tensors={name: sums.statistics() for name, sums in self._sums.items()},
+            aliases=self.observations.aliases,
+            samples=self._samples,
+            sampled=self.sampled,
+            network=self._digest,
+        )
+
+    def _count_pending(self) -> None:
+        for sums in self._sums.values():
+            sums.count_pending()
+        self._pending_elements = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Round:
+    session: onnxruntime.InferenceSession
+    reduced: tuple[Reduced, ...]
+    names: list[str]
+
+
+def _open_round(model: ir.Model, group: list[Observation], sampled: int, threads: int | None) -> _Round:
+    network, reduced = calibration_network(model, group, sampled=sampled)
+    names = [name for entry in reduced for name in entry.outputs]
+    return _Round(session=open_session(network, threads=threads), reduced=reduced, names=names)
+
+
+def _rounds(observed: list[Observation]) -> list[list[Observation]]:
+    """Cut the values into groups whose known sizes of what leaves the engine whole stay within a bound."""
+    rounds: list[list[Observation]] = [[]]
+    held = 0
+    for entry in observed:
+        size = 4 * math.prod(length or 1 for length in entry.shape) if entry.reduction == "whole" else 0
+        if rounds[-1] and held + size > _ROUND_BYTES:
+            rounds.append([])
+            held = 0
+        rounds[-1].append(entry)
+        held += size
+    return rounds
+
+
+def _run(session: onnxruntime.InferenceSession, names: list[str], batch: Batch) -> dict[str, Array]:
+    try:
+        return dict(zip(names, session.run(names, dict(batch.feed)), strict=True))
+    except Exception as error:  # ONNX Runtime raises bare classes of its own that share no base
+        message = " ".join(str(error).split())
+        raise RuntimeFailure(f"ONNX Runtime could not run the network on {_named(batch)}: {message}") from None
+
+
+def _named(batch: Batch) -> str:
+    return f"sample {batch.names[0]}" if len(batch.names) == 1 else f"samples {batch.names[0]} to {batch.names[-1]}"
+
+
+# --- what one batch adds to one value -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Part:
+    """What a batch adds: extremes and sums per channel (or of all, without channels), and the bins counted."""
+
+    minimum: Array
+    maximum: Array
+    total: npt.NDArray[np.float64]
+    count: int
+    bins: npt.NDArray[np.uint16]
+    has_channels: bool
+    nan_count: int = 0
+    infinity_count: int = 0
+    first_bad: str = ""
+    first_bad_index: int = -1
+
+    @property
+    def finite(self) -> bool:
+        """Whether the reductions saw neither NaN nor infinity."""
+        if self.count == 0:
+            return True
+        # A pool over nothing but NaN gives the lowest float32: numbers near it are looked at once more, too.
+        return all(bool((np.abs(numbers) < _SUSPICIOUS).all()) for numbers in (self.minimum, self.maximum, self.total))
+
+
+_NOTHING = _Part(
+    minimum=np.full(1, np.inf, dtype=np.float32),
+    maximum=np.full(1, -np.inf, dtype=np.float32),
+    total=np.zeros(1),
+    count=0,
+    bins=np.zeros(0, np.uint16),
+    has_channels=False,
+)
+"""What a value without elements adds."""
+
+
+def _parts(round_: _Round, outputs: Mapping[str, Array], batch: Batch, sampled: int) -> dict[str, _Part]:
+    with np.errstate(over="ignore", invalid="ignore"):  # sums of infinities show in the result
+        return {entry.observation.name: _part(entry, outputs, batch, sampled) for entry in round_.reduced}
+
+
+def _part(entry: Reduced, outputs: Mapping[str, Array], batch: Batch, sampled: int) -> _Part:
+    if entry.whole is not None:
+        return _whole_part(entry.observation, _sample_rows(outputs[entry.whole], batch), batch.count, sampled)
+    assert entry.maximum is not None
+    assert entry.subset is not None
+    subset = _sample_rows(outputs[entry.subset], batch)
+    has_channels = entry.observation.channel_axis is not None
+    maximum = _per_channel(_sample_rows(outputs[entry.maximum], batch), np.maximum, has_channels)
+    total, number = _plane_sums(subset)
+    if entry.minimum is not None:
+        minimum = _per_channel(_sample_rows(outputs[entry.minimum], batch), np.minimum, has_channels)
+    else:
+        minimum = np.min(subset, axis=(0, 2, 3))
+    return _Part(
+        minimum=minimum,
+        maximum=maximum,
+        total=total,
+        count=subset.shape[0] * number,
+        bins=leading_bits(subset),
+        has_channels=has_channels,
+    )
+
+
+def _per_channel(values: Array, pick: np.ufunc, has_channels: bool) -> Array:
+    flat = values.reshape(values.shape[0], -1) if has_channels else values.reshape(-1, 1)
+    result: Array = pick.reduce(flat, axis=0)
+    return result
+
+
+def _plane_sums(subset: Array) -> tuple[npt.NDArray[np.float64], int]:
+    """Sum per channel of points on planes, and how many points a sample's channel has."""
+    points = subset.shape[2] * subset.shape[3]
+    sums = subset.reshape(-1, points) @ np.ones(points, dtype=np.float32)
+    return sums.reshape(subset.shape[:2]).astype(np.float64).sum(axis=0), points
+
+
+def _sample_rows(value: Array, batch: Batch) -> Array:
+    """Leave out the rows that only fill a fixed batch; of a value whose first axis is not the batch, nothing."""
+    fed = {len(array) for array in batch.feed.values() if array.ndim}
+    if value.ndim == 0 or fed != {value.shape[0]} or value.shape[0] <= batch.count:
+        return value
+    fills = all(
+        np.array_equal(array[batch.count :], np.broadcast_to(array[batch.count - 1], array[batch.count :].shape))
+        for array in batch.feed.values()
+        if array.ndim
+    )
+    return value[: batch.count] if fills else value
+
+
+def _whole_part(observation: Observation, rows: Array, count: int, sampled: int) -> _Part:
+    axis = observation.channel_axis
+    has_channels = axis is not None and rows.ndim > axis
+    others = tuple(number for number in range(rows.ndim) if not has_channels or number != axis)
+    if rows.size == 0:
+        return _NOTHING
+    number = rows.size // (rows.shape[axis] if has_channels and axis is not None else 1)
+    # Float32 sums of a few thousand numbers are exact enough for means, and several times faster.
+    precision = np.float32 if number <= _FLOAT32_SUM else np.float64
+    return _Part(
+        minimum=np.atleast_1d(rows.min(axis=others)),
+        maximum=np.atleast_1d(rows.max(axis=others)),
+        total=np.atleast_1d(rows.sum(axis=others, dtype=precision)).astype(np.float64),
+        count=number,
+        bins=leading_bits(_subset(rows, count, sampled)),
+        has_channels=has_channels,
+    )
+
+
+def _subset(rows: Array, count: int, sampled: int) -> Array:
+    """Evenly spread elements of each sample, by a rule that looks at the sample alone, not at its batch."""
+    if rows.size <= sampled * max(count, 1) or rows.ndim == 0 or rows.shape[0] != count:
+        step = max(1, rows.size // (sampled * max(count, 1)))
+        return rows.reshape(-1)[::step]
+    flat = rows.reshape(count, -1)
+    step = max(1, flat.shape[1] // sampled)
+    while math.gcd(step, rows.shape[-1]) > 1:
+        step += 1
+    return flat[:, ::step]
+
+
+def _careful_part(observation: Observation, value: Array, batch: Batch, first_index: int, sampled: int) -> _Part:
+    rows = _sample_rows(value, batch)
+    if rows.size == 0:
+        return _NOTHING
+    finite = np.isfinite(rows)
+    clean = np.where(finite, rows, np.float32(np.nan))
+    axis = observation.channel_axis
+    has_channels = axis is not None and rows.ndim > axis
+    columns = np.moveaxis(clean, axis, -1) if has_channels and axis is not None else clean
+    flat = columns.reshape(-1, columns.shape[-1] if has_channels else 1)  # (elements of a channel, channels)
+    bad_rows = np.flatnonzero(~finite.reshape(finite.shape[0] if finite.ndim else 1, -1).all(axis=1))
+    row = int(bad_rows[0]) if bad_rows.size and rows.ndim and rows.shape[0] == batch.count else 0
+    return _Part(
+        minimum=np.fmin.reduce(flat, axis=0, initial=np.inf),
+        maximum=np.fmax.reduce(flat, axis=0, initial=-np.inf),
+        total=np.nansum(flat, axis=0, dtype=np.float64),
+        count=flat.shape[0],
+        bins=leading_bits(_subset(rows, batch.count, sampled)),
+        has_channels=has_channels,
+        nan_count=int(np.isnan(rows).sum()),
+        infinity_count=int(np.isinf(rows).sum()),
+        first_bad=batch.names[row] if bad_rows.size else "",
+        first_bad_index=first_index + row if bad_rows.size else -1,
+    )
+
+
+class _Sums:
+    """Statistics of one value while they grow."""
+
+    def __init__(self, observation: Observation) -> None:
+        self.observation = observation
+        self._counted: Histogram = EMPTY
+        self._pending: list[npt.NDArray[np.uint16]] = []
+        self._tensor: TensorStatistics | None = None
+
+    def add(self, part: _Part) -> int:
+        """Add a batch; return how many elements wait to be counted."""
+        axis = self.observation.channel_axis
+        channels = None
+        if part.has_channels and axis is not None:
+            channels = ChannelStatistics(
+                axis=axis, minimum=part.minimum, maximum=part.maximum, total=part.total, count=part.count
+            )
+        seen = TensorStatistics(
+            minimum=float(part.minimum.min(initial=np.inf)),
+            maximum=float(part.maximum.max(initial=-np.inf)),
+            histogram=EMPTY,
+            channels=channels,
+            nan_count=part.nan_count,
+            infinity_count=part.infinity_count,
+            first_bad=part.first_bad,
+            first_bad_index=part.first_bad_index,
+        )
+        self._tensor = seen if self._tensor is None else merge_tensors([self._tensor, seen])
+        self._pending.append(part.bins)
+        return int(part.bins.size)
+
+    def count_pending(self) -> None:
+        """Turn waiting elements into counts."""
+        if self._pending:
+            fresh = histogram_of_bins(np.concatenate(self._pending))
+            self._counted = merge_histograms([self._counted, fresh])
+            self._pending = []
+
+    def statistics(self) -> TensorStatistics:
+        """Return what was seen."""
+        empty = TensorStatistics(minimum=math.inf, maximum=-math.inf, histogram=EMPTY, channels=None)
+        tensor = self._tensor or empty
+        return TensorStatistics(
+            minimum=tensor.minimum,
+            maximum=tensor.maximum,
+            histogram=self._counted,
+            channels=tensor.channels,
+            nan_count=tensor.nan_count,
+            infinity_count=tensor.infinity_count,
+            first_bad=tensor.first_bad,
+            first_bad_index=tensor.first_bad_index,
+        )

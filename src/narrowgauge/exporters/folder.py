@@ -1,0 +1,146 @@
+"""The folder that a run writes: whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from narrowgauge.calibration.statistics import Statistics
+from narrowgauge.core.plan import Plan, load_plan, plan_to_json
+from narrowgauge.errors import OutputError
+from narrowgauge.exporters.forms import Forms
+from narrowgauge.exporters.onnx import write_onnx
+
+MODEL, SIMULATED, INTEGER, FLOAT = "model.onnx", "simulated.onnx", "integer.onnx", "float.onnx"
+PLAN, STATISTICS, SUMMARY = "plan.json", "statistics.npz", "summary.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """What a folder holds so far.
+
+    Attributes:
+        folder: where it is now, under a temporary name.
+        runnable: the file that stands for the quantized network: the target's own, else the simulated one.
+    """
+
+    folder: Path
+    runnable: Path
+
+
+@contextlib.contextmanager
+def new_folder(out: Path | None, *, force: bool = False) -> Iterator[Path]:
+    """Make a folder under a temporary name beside `out` and rename it when all went well.
+
+    Whatever happens, `out` is the old folder, the new one, or none: never half of one. Without `out` the folder is
+    temporary and removed at the end.
+
+    Raises:
+        OutputError: if `out` exists and is not empty (unless `force`), is a file, or cannot be written; if the disk is
+            full.
+    """
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="narrowgauge-") as name:
+            yield Path(name)
+        return
+    out = out.absolute()
+    check_free(out, force=force)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise OutputError(f"{out}: could not make the folder: {error.strerror}; choose another --out") from None
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        _put_in_place(temporary, out)
+    except OSError as error:
+        raise OutputError(f"{out}: could not write: {error.strerror or error}; nothing was changed") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_free(out: Path, *, force: bool) -> None:
+    """Refuse a place that is taken.
+
+    Raises:
+        OutputError: if `out` is a file, or a folder that is not empty and `force` is not given.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: expected a folder or nothing, there is a file; choose another --out")
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise OutputError(f"{out}: the folder exists and is not empty; choose another --out, or --force to replace it")
+
+
+def _put_in_place(temporary: Path, out: Path) -> None:
+    """Rename; an old folder is moved aside first and removed last."""
+    if not out.exists():
+        temporary.rename(out)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    old = aside / out.name
+    out.rename(old)
+    try:
+        temporary.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
+    finally:
+        if out.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_forms(folder: Path, forms: Forms, network: ir.Model, plan: Plan, statistics: Statistics | None) -> Written:
+    """Write every form of a planned network, the plan and the statistics; each is read back and compared.
+
+    Raises:
+        OutputError: if something cannot be written or does not read back.
+    """
+    write_onnx(forms.simulated, folder / SIMULATED)
+    write_onnx(network, folder / FLOAT)
+    for form, name in ((forms.exported, MODEL), (forms.integer, INTEGER)):
+        if form is not None:
+            write_onnx(form, folder / name)
+    write_plan(plan, folder / PLAN)
+    if statistics is not None:
+        statistics.save(folder / STATISTICS)
+    return Written(folder=folder, runnable=folder / (MODEL if forms.exported is not None else SIMULATED))
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Write a plan and read it back.
+
+    Raises:
+        OutputError: if it cannot be written or reads back as another plan.
+    """
+    try:
+        path.write_text(plan_to_json(plan), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: could not write the plan: {error.strerror}") from None
+    if not load_plan(path).same_as(plan):
+        raise OutputError(f"{path}: what was written reads back as another plan")
+
+
+def write_summary(summary: Mapping[str, Any], path: Path) -> None:
+    """Write `summary.json`.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            json.dump(summary, file, indent=2, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OutputError(f"{path}: could not write the summary: {error.strerror}") from None

@@ -1,0 +1,74 @@
+"""The forms that a planned network takes: the simulated one, the target's own, the one in integers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from narrowgauge.core.plan import Plan
+from narrowgauge.lowering.dynamic import lower_dynamically
+from narrowgauge.lowering.qdq import QdqStyle, lower_to_qdq
+from narrowgauge.lowering.qoperator import lower_to_qoperator
+from narrowgauge.planning.support import unsupported
+from narrowgauge.targets.schema import Target
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forms:
+    """A planned network in its forms.
+
+    Attributes:
+        simulated: Q/DQ form, runs anywhere ONNX runs.
+        exported: the target's own form; None where this version writes none, or the target cannot do the plan.
+        integer: standard and ONNX Runtime's integer operators; None where the target's arithmetic is not theirs.
+        notes: why a form is missing.
+    """
+
+    simulated: ir.Model
+    exported: ir.Model | None
+    integer: ir.Model | None
+    notes: tuple[str, ...]
+
+
+Writer = Callable[[ir.Model, Plan, Target], ir.Model]
+
+
+def _qdq(model: ir.Model, plan: Plan, target: Target) -> ir.Model:
+    if plan.mode == "dynamic":
+        return lower_dynamically(model, plan)
+    return lower_to_qdq(model, plan, QdqStyle(bias_bits=target.bias_bits))
+
+
+def _qoperator(model: ir.Model, plan: Plan, target: Target) -> ir.Model:
+    return lower_dynamically(model, plan) if plan.mode == "dynamic" else lower_to_qoperator(_qdq(model, plan, target))
+
+
+FORMATS: dict[str, Writer] = {"qdq": _qdq, "qoperator": _qoperator}
+
+
+def forms_for(target: Target, model: ir.Model, plan: Plan, *, form: str = "") -> Forms:
+    """Lower a planned network to every form that it can take.
+
+    Args:
+        target: what it is for.
+        model: the float network that the plan describes.
+        plan: the encodings.
+        form: which of the target's formats to export, "" for its first.
+    """
+    notes = []
+    simulated = lower_to_qdq(model, plan, QdqStyle(bias_bits=target.bias_bits))
+    name = form or (target.formats[0] if target.formats else "")
+    refused = unsupported(model, plan, target)
+    exported = None
+    if refused:
+        notes.append(f"{target.name} cannot run this plan, it is only simulated: {'; '.join(refused)}")
+    elif name in FORMATS:
+        exported = FORMATS[name](model, plan, target)
+    else:
+        notes.append(f"no file for {target.name} itself yet: the plan and its simulation are written")
+    integer = None
+    if target.arithmetic.requantization == "onnxruntime" and not refused and plan.mode != "weight-only":
+        integer = _qoperator(model, plan, target)
+    return Forms(simulated=simulated, exported=exported, integer=integer, notes=tuple(notes))

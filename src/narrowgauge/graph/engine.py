@@ -1,0 +1,91 @@
+"""ONNX Runtime as the embedded engine: a network in, a session out."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+import onnxruntime
+
+from narrowgauge.errors import RuntimeFailure
+
+Optimization = Literal["none", "basic", "extended", "all"]
+
+# Networks with more bytes of weights are handed over as a file: ONNX Runtime maps it, protobuf stops at 2 GB.
+IN_MEMORY_BYTES = 256 * 2**20
+
+_LEVELS = {
+    "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+def session_options(
+    *, threads: int | None = None, optimization: Optimization = "all", simulate: bool = False
+) -> onnxruntime.SessionOptions:
+    """Options of a session; see `open_session`. Only errors are logged."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or available_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.graph_optimization_level = _LEVELS[optimization]
+    if simulate:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
+
+
+def available_cores() -> int:
+    """Cores that this process may run on (a container's share, not the whole machine's)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def open_session(
+    model: ir.Model | str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    optimization: Optimization = "all",
+    simulate: bool = False,
+) -> onnxruntime.InferenceSession:
+    """Open a network, or a file, in ONNX Runtime on the CPU.
+
+    Args:
+        model: the network, or the path of an ONNX file.
+        threads: of one operator; None for the cores that this process may use.
+        optimization: how far ONNX Runtime rewrites the graph.
+        simulate: leave Q/DQ pairs as they are written, in float, instead of fusing them into integer kernels.
+
+    Raises:
+        RuntimeFailure: if ONNX Runtime refuses the network; the message is its own, on one line.
+    """
+    options = session_options(threads=threads, optimization=optimization, simulate=simulate)
+    try:
+        if not isinstance(model, ir.Model):
+            return _session(os.fspath(model), options)
+        if weight_bytes(model) < IN_MEMORY_BYTES and not _has_external_tensors(model):
+            return _session(ir.to_proto(model).SerializeToString(), options)
+        with tempfile.TemporaryDirectory(prefix="narrowgauge-") as folder:
+            path = Path(folder) / "model.onnx"
+            ir.save(model.clone(), path, external_data="model.data")
+            return _session(str(path), options)
+    except Exception as error:  # ONNX Runtime raises bare classes of its own that share no base
+        message = " ".join(str(error).split())
+        raise RuntimeFailure(f"ONNX Runtime could not load the network: {message}") from None
+
+
+def _session(source: str | bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers of the main graph."""
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+
+
+def _has_external_tensors(model: ir.Model) -> bool:
+    """Whether a weight lies in a file that a network in memory could not point at."""
+    return any(isinstance(value.const_value, ir.ExternalTensor) for value in model.graph.initializers.values())

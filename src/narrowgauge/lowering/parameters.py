@@ -1,0 +1,131 @@
+"""Scales, zero points and levels as initializers of a network that is being lowered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from narrowgauge.core.arithmetic import quantize
+from narrowgauge.core.encoding import Encoding
+from narrowgauge.core.granularity import PerAxis, PerBlock
+from narrowgauge.core.numbers import IntegerType
+from narrowgauge.core.plan import Plan
+from narrowgauge.errors import PlanError
+from narrowgauge.graph.constants import constant_array
+from narrowgauge.graph.edits import new_node
+
+
+@dataclass(slots=True)
+class Parameters:
+    """Adds initializers and nodes to a graph; a name that is taken gets a number, and equal constants are one.
+
+    Attributes:
+        graph: the graph that is being lowered.
+        taken: every name in it, of values and nodes.
+        made: wanted name -> the initializers added for it.
+    """
+
+    graph: ir.Graph
+    taken: set[str] = field(init=False)
+    made: dict[str, list[ir.Value]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        values = [*self.graph.inputs, *self.graph.initializers.values()]
+        values += [value for node in self.graph.all_nodes() for value in node.outputs]
+        self.taken = {str(value.name) for value in values} | {str(node.name) for node in self.graph.all_nodes()}
+
+    def name(self, wanted: str) -> str:
+        """Return a name that nothing else has, and keep it taken."""
+        name, number = wanted, 0
+        while name in self.taken:
+            number += 1
+            name = f"{wanted}_{number}"
+        self.taken.add(name)
+        return name
+
+    def constant(self, wanted: str, array: npt.NDArray[np.generic]) -> ir.Value:
+        """Return an initializer with these numbers: one that was added under this name before, or a new one."""
+        for known in self.made.setdefault(wanted, []):
+            numbers = constant_array(known)
+            if numbers is not None and numbers.dtype == array.dtype and np.array_equal(numbers, array):
+                return known
+        name = self.name(wanted)
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
+        self.graph.register_initializer(value)
+        self.made[wanted].append(value)
+        return value
+
+    def scale(self, name: str, encoding: Encoding) -> ir.Value:
+        """Return the scale of the value of that name, float32."""
+        return self.constant(f"{name}_scale", encoding.scale)
+
+    def zero_point(self, name: str, encoding: Encoding) -> ir.Value:
+        """Return its zero point, in the type that holds its levels."""
+        return self.constant(f"{name}_zero_point", encoding.zero_point.astype(array_type(encoding.type)))
+
+    def levels(self, name: str, numbers: npt.NDArray[np.generic], encoding: Encoding) -> ir.Value:
+        """Return real numbers as an initializer of levels."""
+        return self.constant(f"{name}_quantized", quantize(numbers, encoding).astype(array_type(encoding.type)))
+
+    def linear(self, operator: str, value: ir.Value, encoding: Encoding, name: str, node_name: str) -> ir.Node:
+        """Build a QuantizeLinear or DequantizeLinear of the value of that name."""
+        attributes: dict[str, int] = {}
+        if isinstance(encoding.granularity, PerAxis | PerBlock):
+            attributes["axis"] = encoding.granularity.axis
+        if isinstance(encoding.granularity, PerBlock):
+            attributes["block_size"] = encoding.granularity.size
+        inputs = [value, self.scale(name, encoding), self.zero_point(name, encoding)]
+        return new_node(operator, inputs, attributes, name=self.name(node_name))
+
+    def dequantized(self, value: ir.Value, encoding: Encoding, before: ir.Node) -> ir.Value:
+        """Turn a float initializer into levels and a DequantizeLinear before a node, and return the latter's output.
+
+        Each reader gets its own DequantizeLinear, as engines expect it; the levels are one initializer.
+        """
+        name, array = str(value.name), constant_array(value)
+        assert array is not None
+        levels = self.levels(name, array.astype(np.float32, copy=False), encoding)
+        node = self.linear("DequantizeLinear", levels, encoding, name, f"{before.name}_{name}_dequantized")
+        node.outputs[0].type = value.type
+        node.outputs[0].shape = value.shape
+        before.prepend(node)
+        return node.outputs[0]
+
+
+def check_names(graph: ir.Graph, plan: Plan) -> None:
+    """Refuse a plan that names what the network does not have.
+
+    Raises:
+        PlanError: naming the first such value or node.
+    """
+    values = {str(value.name) for value in graph.inputs} | set(graph.initializers)
+    values |= {str(value.name) for node in graph for value in node.outputs}
+    nodes = {str(node.name) for node in graph}
+    for what, names, known in (
+        ("value", list(plan.encodings), values),
+        ("node", [node.name for node in plan.float_nodes], nodes),
+    ):
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            others = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+            raise PlanError(
+                f"the plan names {what} {unknown[0]!r}{others} that the network does not have; expected the plan of "
+                "this network: names of the simplified network, as in float.onnx beside the plan"
+            )
+
+
+def fills_container(kind: IntegerType) -> bool:
+    """Whether every number of the ONNX type that stores the levels is one of the levels."""
+    return kind.bits in (4, 8, 16, 32) and not kind.narrow
+
+
+def array_type(kind: IntegerType) -> np.dtype[Any]:
+    """Return the numpy type that levels are stored in: 4 bits by themselves, else the next of 8, 16 and 32."""
+    four_bits: type[np.generic] = ml_dtypes.int4 if kind.signed else ml_dtypes.uint4
+    return np.dtype(four_bits) if kind.bits == 4 else kind.storage

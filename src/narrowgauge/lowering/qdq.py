@@ -1,0 +1,259 @@
+"""The simulated form: every encoding as a pair of QuantizeLinear and DequantizeLinear, in an ordinary ONNX network.
+
+The same form is what ONNX Runtime, OpenVINO and TensorRT load: their own fusions make integer kernels of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from narrowgauge.core.encoding import DynamicEncoding, Encoding
+from narrowgauge.core.granularity import PerAxis, PerBlock, PerTensor
+from narrowgauge.core.numbers import IntegerType
+from narrowgauge.core.plan import Plan
+from narrowgauge.errors import PlanError
+from narrowgauge.graph.constants import constant_array
+from narrowgauge.graph.edits import is_operator, new_node, remove_unused, take_place
+from narrowgauge.graph.roles import activation_inputs, clip_bounds, is_constant, weight_inputs
+from narrowgauge.lowering.parameters import Parameters, array_type, check_names, fills_container
+
+_BIAS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
+
+_Use = tuple[ir.Node, int]  # a node and the number of its input
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QdqStyle:
+    """What differs between the engines that read Q/DQ networks.
+
+    Attributes:
+        bias_bits: width of an integer bias, 32; 0 leaves biases float (TensorRT).
+        drop_clips: leave out a Relu or Clip that the saturation of the integers behind it already does.
+    """
+
+    bias_bits: int = 32
+    drop_clips: bool = True
+
+
+def lower_to_qdq(model: ir.Model, plan: Plan, style: QdqStyle | None = None) -> ir.Model:
+    """Write a plan into a copy of its network as QuantizeLinear and DequantizeLinear nodes.
+
+    A value that an integer operator writes is rounded once, behind it, and everything reads the rounded value; one
+    that a float operator writes is rounded only for the integer operators that read it. A bias becomes an integer in
+    units of the product of its input's and weights' scales.
+
+    Args:
+        model: the float network that the plan was made for; it is not changed.
+        plan: the encodings; names that the network lacks are refused.
+        style: what the reader wants.
+
+    Returns:
+        A network of the same inputs and outputs.
+
+    Raises:
+        PlanError: if the plan names a value or node that the network does not have, or a scale does not fit.
+    """
+    lowered = model.clone()
+    check_names(lowered.graph, plan)
+    lowering = _Lowering(
+        graph=lowered.graph,
+        plan=plan,
+        style=style or QdqStyle(),
+        parameters=Parameters(lowered.graph),
+        float_nodes=frozenset(node.name for node in plan.float_nodes),
+    )
+    lowering.lower_weights()
+    lowering.lower_activations()
+    remove_unused(lowered)
+    return lowered
+
+
+@dataclass(kw_only=True, slots=True)
+class _Lowering:
+    graph: ir.Graph
+    plan: Plan
+    style: QdqStyle
+    parameters: Parameters
+    float_nodes: frozenset[str]
+
+    def is_integer(self, node: ir.Node | None) -> bool:
+        return node is not None and str(node.name) not in self.float_nodes
+
+    # --- weights ---
+
+    def lower_weights(self) -> None:
+        for node in list(self.graph):
+            if not self.is_integer(node):
+                continue
+            weights = {number: node.inputs[number] for number in weight_inputs(node)}
+            for number, value in weights.items():
+                encoding = self.plan.encodings.get(str(value.name)) if value is not None else None
+                if value is not None and isinstance(encoding, Encoding):
+                    self.lower_bias(node, encoding)
+                    node.replace_input_with(number, self.parameters.dequantized(value, encoding, node))
+
+    def lower_bias(self, node: ir.Node, weights: Encoding) -> None:
+        number = _BIAS.get(node.op_type)
+        bias = node.inputs[number] if number is not None and number < len(node.inputs) else None
+        array = constant_array(bias)
+        activation = next((value for _, value in activation_inputs(node)), None)
+        scale = self.plan.encodings.get(str(activation.name)) if activation is not None else None
+        if number is None or bias is None or array is None or not isinstance(scale, Encoding):
+            return
+        if not self.style.bias_bits or not isinstance(scale.granularity, PerTensor):
+            return
+        if node.attributes.get_float("alpha", 1.0) != 1.0 or node.attributes.get_float("beta", 1.0) != 1.0:
+            return
+        shape = () if isinstance(weights.granularity, PerTensor) else array.shape
+        if isinstance(weights.granularity, PerBlock) or array.ndim != 1 or weights.scale.shape != shape:
+            return
+        encoding = Encoding(
+            type=IntegerType(bits=32, signed=True),  # the only width that ONNX dequantizes besides the levels'
+            granularity=PerAxis(0) if shape else PerTensor(),
+            scale=(scale.scale * weights.scale).astype(np.float32),
+            zero_point=np.zeros(shape, dtype=np.int32),
+        )
+        node.replace_input_with(number, self.parameters.dequantized(bias, encoding, node))
+
+    # --- activations ---
+
+    def lower_activations(self) -> None:
+        written = list(self.graph.inputs) + [value for node in self.graph for value in node.outputs]
+        for value in written:
+            encoding = self.plan.encodings.get(str(value.name))
+            if isinstance(encoding, Encoding):
+                self.round(value, encoding)
+            elif isinstance(encoding, DynamicEncoding):
+                self.round_dynamically(value)
+        for value in list(self.graph.initializers.values()):
+            encoding = self.plan.encodings.get(str(value.name))
+            if isinstance(encoding, Encoding) and not any(
+                number in weight_inputs(node) for node, number in value.uses()
+            ):
+                for node, number in list(value.uses()):
+                    if self.is_integer(node):
+                        node.replace_input_with(number, self.parameters.dequantized(value, encoding, node))
+
+    def readers(self, value: ir.Value) -> list[_Use]:
+        """Who reads the rounded value: everything behind an integer operator, else the integer operators."""
+        if self.is_integer(value.producer()):
+            return [(node, number) for node, number in value.uses()]
+        return [(node, number) for node, number in value.uses() if self.is_integer(node) and node.graph is self.graph]
+
+    def round(self, value: ir.Value, encoding: Encoding) -> None:
+        if self.style.drop_clips:
+            value = self.without_clip(value, encoding)
+        readers = self.readers(value)
+        returned = value.is_graph_output() and self.is_integer(value.producer())
+        if not readers and not returned:
+            return
+        name = str(value.name)
+        source = self.clipped(value, encoding)
+        q = self.parameters.linear("QuantizeLinear", source, encoding, name, f"{name}_quantize")
+        q.outputs[0].name = self.parameters.name(f"{name}_quantized")
+        q.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(array_type(encoding.type)))
+        q.outputs[0].shape = value.shape
+        dq = self.parameters.linear("DequantizeLinear", q.outputs[0], encoding, name, f"{name}_dequantize")
+        self.insert_behind(source, [q, dq])
+        self.redirect(value, dq, readers, returned=returned)
+
+    def redirect(self, value: ir.Value, last: ir.Node, readers: list[_Use], *, returned: bool) -> None:
+        name = str(value.name)
+        last.outputs[0].name = self.parameters.name(f"{name}_dequantized")
+        last.outputs[0].type = value.type
+        last.outputs[0].shape = value.shape
+        for node, number in readers:
+            node.replace_input_with(number, last.outputs[0])
+        if returned:
+            value.name = self.parameters.name(f"{name}_before_rounding")
+            for number, output in enumerate(self.graph.outputs):
+                if output is value:
+                    self.graph.outputs[number] = last.outputs[0]
+            last.outputs[0].name = name
+
+    def insert_behind(self, source: ir.Value, nodes: list[ir.Node]) -> None:
+        anchor = source.producer()
+        if anchor is not None:
+            anchor.append(nodes)
+        else:
+            self.graph[0].prepend(nodes)
+
+    def round_dynamically(self, value: ir.Value) -> None:
+        """DynamicQuantizeLinear and back: uint8, the range of each tensor at run time (ONNX operator of that name)."""
+        readers = [(node, number) for node, number in self.readers(value) if self.is_integer(node)]
+        if not readers:
+            return
+        nodes = dynamic_rounding(value, self.parameters)
+        name = str(value.name)
+        dq = new_node("DequantizeLinear", list(nodes.outputs), name=self.parameters.name(f"{name}_dequantize"))
+        self.insert_behind(value, [nodes, dq])
+        self.redirect(value, dq, readers, returned=False)
+
+    def without_clip(self, value: ir.Value, encoding: Encoding) -> ir.Value:
+        """Leave out the Relu or Clip that wrote a value if saturation does the same; the value's name stays."""
+        clip = value.producer()
+        if clip is None or not is_operator(clip, "Relu", "Clip") or not self.is_integer(clip):
+            return value
+        source = clip.inputs[0]
+        producer = source.producer() if source is not None else None
+        if source is None or producer is None or len(source.uses()) != 1 or source.is_graph_output():
+            return value
+        if producer.graph is not self.graph or not self.is_integer(producer) or not saturates_like(clip, encoding):
+            return value
+        take_place(source, value)
+        return source
+
+    def clipped(self, value: ir.Value, encoding: Encoding) -> ir.Value:
+        """Cut a value to the levels of a type that is narrower than its container."""
+        if fills_container(encoding.type):
+            return value
+        name = str(value.name)
+        if not isinstance(encoding.granularity, PerTensor):
+            raise PlanError(
+                f"value {name!r}: expected one scale for an activation of {encoding.type.name}, got "
+                f"{encoding.granularity}; ONNX has no such type, and it is simulated only with one scale: use a type "
+                "of 4, 8 or 16 bits or one scale"
+            )
+        bounds = [
+            self.parameters.constant(f"{name}_{suffix}", np.asarray(bound, dtype=np.float32))
+            for suffix, bound in (("lowest", encoding.minimum), ("highest", encoding.maximum))
+        ]
+        clip = new_node("Clip", [value, *bounds], name=self.parameters.name(f"{name}_saturate"), like=value)
+        self.insert_behind(value, [clip])
+        return clip.outputs[0]
+
+
+def dynamic_rounding(value: ir.Value, parameters: Parameters) -> ir.Node:
+    """Build the DynamicQuantizeLinear of a value; its outputs are the levels (uint8), the scale and the zero point."""
+    node = ir.node(
+        "DynamicQuantizeLinear", inputs=[value], num_outputs=3, name=parameters.name(f"{value.name}_quantize")
+    )
+    for output, suffix, kind, shape in (
+        (node.outputs[0], "quantized", ir.DataType.UINT8, value.shape),
+        (node.outputs[1], "scale", ir.DataType.FLOAT, ir.Shape([])),
+        (node.outputs[2], "zero_point", ir.DataType.UINT8, ir.Shape([])),
+    ):
+        output.name = parameters.name(f"{value.name}_{suffix}")
+        output.type = ir.TensorType(kind)
+        output.shape = shape
+    return node
+
+
+def saturates_like(clip: ir.Node, encoding: Encoding) -> bool:
+    """Whether rounding and saturation alone give the levels that a Relu or Clip before them would.
+
+    They do if both bounds of the clip are constants that fall on or beyond the ends of the levels once rounded.
+    """
+    if not isinstance(encoding.granularity, PerTensor):
+        return False
+    if any(bound is not None and not is_constant(bound) for bound in clip.inputs[1:]):
+        return False
+    low, high = clip_bounds(clip)
+    ends = []
+    for bound in (low, high):
+        level = bound if np.isinf(bound) else float(np.rint(np.float32(bound) / encoding.scale))
+        ends.append(level + int(encoding.zero_point))
+    return ends[0] <= encoding.type.minimum and ends[1] >= encoding.type.maximum

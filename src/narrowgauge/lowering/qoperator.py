@@ -1,0 +1,430 @@
+"""The integer form for ONNX Runtime: the Q/DQ form with its operators replaced by those that compute on levels.
+
+ONNX Runtime makes the same replacements when it loads a Q/DQ network with its extended optimisations
+(onnxruntime/core/optimizer/qdq_transformer/selectors_actions/qdq_selectors.cc); here they stand in the file, so that
+they hold at every optimisation level. Operators of the domain com.microsoft are defined in onnxruntime's
+docs/ContribOperators.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from narrowgauge.graph.constants import add_constant, constant_array
+from narrowgauge.graph.edits import graph_of, is_operator, remove_unused, sole_consumer, take_place
+from narrowgauge.graph.roles import clip_bounds, is_constant
+
+CONTRIB = "com.microsoft"
+
+_BITS_8 = (ir.DataType.UINT8, ir.DataType.INT8)
+_LEVELS = (*_BITS_8, ir.DataType.UINT16, ir.DataType.INT16)
+
+
+def lower_to_qoperator(qdq: ir.Model) -> ir.Model:
+    """Replace what stands between DequantizeLinear and QuantizeLinear by operators on integers.
+
+    An operator that has no integer form, or whose types or scales its integer form does not take, stays float between
+    its Q and DQ. A Relu or Clip that the saturation does not imply becomes a Clip of the levels, which is equal
+    because rounding is monotone.
+
+    Args:
+        qdq: what `lower_to_qdq` made; it is not changed.
+
+    Returns:
+        A network of the same inputs, outputs and names of float values that survive.
+    """
+    model = qdq.clone()
+    model.opset_imports.setdefault(CONTRIB, 1)
+    for node in list(model.graph):
+        rewrite = REWRITES.get(node.op_type) if node.domain == "" else None
+        if rewrite is not None and node.graph is model.graph:
+            rewrite(node)
+    remove_unused(model)
+    if not any(node.domain == CONTRIB for node in model.graph):
+        del model.opset_imports[CONTRIB]
+    return model
+
+
+# --- levels before and behind an operator ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Linear:
+    """Levels of a value and the parameters of the node that reads or writes them."""
+
+    levels: ir.Value
+    scale: ir.Value
+    zero_point: ir.Value
+    axis: int | None  # None: one scale for all
+
+    @property
+    def inputs(self) -> list[ir.Value | None]:
+        return [self.levels, self.scale, self.zero_point]
+
+    @property
+    def type(self) -> ir.DataType | None:
+        return self.zero_point.dtype
+
+    def same_as(self, other: _Linear) -> bool:
+        """Whether both give the same levels the same meaning."""
+        return (
+            self.type == other.type
+            and self.axis == other.axis
+            and _same_numbers(self.scale, other.scale)
+            and _same_numbers(self.zero_point, other.zero_point)
+        )
+
+
+def _same_numbers(first: ir.Value, second: ir.Value) -> bool:
+    if first is second:
+        return True
+    one, other = constant_array(first), constant_array(second)
+    return one is not None and other is not None and np.array_equal(one, other)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rounding:
+    """How an operator's output is rounded.
+
+    Attributes:
+        node: the QuantizeLinear.
+        linear: its levels, scale and zero point.
+        clip: the Relu or Clip before it, None if there is none.
+    """
+
+    node: ir.Node
+    linear: _Linear
+    clip: ir.Node | None
+
+
+def _parameters(node: ir.Node, levels: ir.Value) -> _Linear | None:
+    """Read scale and zero point of a QuantizeLinear or DequantizeLinear; None for blocks or a missing zero point."""
+    scale, zero_point = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
+    if scale is None or zero_point is None or node.attributes.get_int("block_size", 0) != 0:
+        return None
+    per_tensor = is_constant(scale) and scale.shape is not None and scale.shape.rank() == 0
+    axis = None if per_tensor else node.attributes.get_int("axis", 1)
+    return _Linear(levels=levels, scale=scale, zero_point=zero_point, axis=axis)
+
+
+def _dequantized(value: ir.Value | None, types: Sequence[ir.DataType] = _BITS_8) -> _Linear | None:
+    """Return the levels behind a value that a DequantizeLinear wrote, None if none did or they are of another type."""
+    node = value.producer() if value is not None else None
+    if node is None or not is_operator(node, "DequantizeLinear") or node.inputs[0] is None:
+        return None
+    linear = _parameters(node, node.inputs[0])
+    return linear if linear is not None and linear.type in types else None
+
+
+def _activation(value: ir.Value | None, types: Sequence[ir.DataType] = _BITS_8) -> _Linear | None:
+    """Return the levels of a value that has one scale, else None."""
+    linear = _dequantized(value, types)
+    return linear if linear is not None and linear.axis is None else None
+
+
+def _rounded(value: ir.Value) -> _Rounding | None:
+    """Return the QuantizeLinear of one scale that alone reads a value, through a Relu or Clip or not, else None."""
+    reader = sole_consumer(value)
+    clip = None
+    if reader is not None and is_operator(reader, "Relu", "Clip") and reader.inputs[0] is value:
+        if any(bound is not None and not is_constant(bound) for bound in reader.inputs[1:]):
+            return None
+        clip, reader = reader, sole_consumer(reader.outputs[0])
+    if reader is None or not is_operator(reader, "QuantizeLinear"):
+        return None
+    linear = _parameters(reader, reader.outputs[0])
+    return None if linear is None or linear.axis is not None else _Rounding(node=reader, linear=linear, clip=clip)
+
+
+# --- replacing ------------------------------------------------------------------------------------------------------
+
+
+def _replace_rounded(
+    node: ir.Node, rounding: _Rounding, operator: str, inputs: Sequence[ir.Value | None], *, domain: str = CONTRIB,
+    attributes: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Let one integer operator write what node, clip and QuantizeLinear did."""
+    new = _node(node, operator, inputs, domain, attributes or {})
+    new.outputs[0].type = ir.TensorType(_known(rounding.linear.type))
+    new.outputs[0].shape = node.outputs[0].shape
+    levels = new.outputs[0]
+    nodes = [new]
+    if rounding.clip is not None:
+        clip = _clip_levels(rounding.clip, levels, rounding.linear)
+        if clip is not None:
+            levels.name = f"{rounding.linear.levels.name}_unclipped"
+            nodes.append(clip)
+            levels = clip.outputs[0]
+    rounding.node.prepend(nodes)
+    _take_levels(levels, rounding.linear.levels)
+
+
+def _replace_float(
+    node: ir.Node, operator: str, inputs: Sequence[ir.Value | None], *, attributes: Mapping[str, Any] | None = None
+) -> None:
+    """Let one operator read integers and write the float numbers that the node wrote."""
+    new = _node(node, operator, inputs, CONTRIB, attributes or {})
+    node.prepend(new)
+    take_place(new.outputs[0], node.outputs[0])
+
+
+def _node(
+    node: ir.Node, operator: str, inputs: Sequence[ir.Value | None], domain: str, attributes: Mapping[str, Any]
+) -> ir.Node:
+    new = ir.node(operator, inputs=inputs, attributes=attributes, domain=domain, name=node.name)
+    new.metadata_props.update(node.metadata_props)
+    return new
+
+
+def _take_levels(new: ir.Value, old: ir.Value) -> None:
+    shape = new.shape
+    take_place(new, old)
+    new.shape = shape
+
+
+def _known(kind: ir.DataType | None) -> ir.DataType:
+    assert kind is not None
+    return kind
+
+
+def _clip_levels(clip: ir.Node, levels: ir.Value, linear: _Linear) -> ir.Node | None:
+    """Build a Clip of levels that does what a Relu or Clip of real numbers did before rounding; None if nothing."""
+    scale, zero_point = constant_array(linear.scale), constant_array(linear.zero_point)
+    assert scale is not None
+    assert zero_point is not None
+    container = np.iinfo(zero_point.dtype)
+    graph = graph_of(clip)
+    bounds: list[ir.Value | None] = []
+    for bound, end in zip(clip_bounds(clip), (container.min, container.max), strict=True):
+        level = float(np.rint(np.float32(bound) / scale)) + int(zero_point)
+        cuts = level > end if end == container.min else level < end
+        array = np.array(np.clip(level, container.min, container.max), dtype=zero_point.dtype)
+        bounds.append(add_constant(graph, f"{clip.name}_level_{len(bounds)}", array) if cuts else None)
+    if not any(bound is not None for bound in bounds):
+        return None
+    node = ir.node("Clip", inputs=[levels, *bounds], name=clip.name)
+    node.outputs[0].type = levels.type
+    node.outputs[0].shape = levels.shape
+    return node
+
+
+def _attributes(node: ir.Node, *names: str) -> dict[str, Any]:
+    """Attributes of a node by name, those that it has; all of them where no name is given."""
+    return {name: attribute.value for name, attribute in node.attributes.items() if not names or name in names}
+
+
+# --- operators with weights -----------------------------------------------------------------------------------------
+
+
+def _product_types(first: _Linear, second: _Linear, output: _Linear | None) -> bool:
+    """Whether ONNX Runtime multiplies levels of these types: int8 only with int8, the output as the input."""
+    if first.type == ir.DataType.INT8 and second.type != ir.DataType.INT8:
+        return False
+    return output is None or output.type == first.type
+
+
+def _columns(node: ir.Node, axis: int) -> _Linear | None:
+    """Return the second factor of a product: one scale, or one per index of `axis`, with one zero point for all."""
+    second = _dequantized(node.inputs[1])
+    if second is None or second.axis is None:
+        return second
+    value = node.inputs[1]
+    rank = value.shape.rank() if value is not None and value.shape is not None else 2
+    zero_points = constant_array(second.zero_point)
+    uniform = zero_points is not None and (zero_points == zero_points.flat[0]).all()
+    return second if second.axis % rank == axis % rank and uniform else None
+
+
+def _bias(node: ir.Node, first: _Linear, second: _Linear) -> tuple[bool, ir.Value | None]:
+    """Return whether the bias can be added to the accumulator, and its levels (None where there is no bias).
+
+    It can if it is int32 in units of the product of both scales.
+    """
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    if value is None:
+        return True, None
+    bias = _dequantized(value, (ir.DataType.INT32,))
+    scales = [constant_array(one.scale) for one in (first, second, bias) if one is not None]
+    if bias is None or any(scale is None for scale in scales):
+        return False, None
+    unit = np.asarray(scales[0] * scales[1], dtype=np.float32)  # type: ignore[operator]
+    return bool(np.array_equal(unit, scales[2])), bias.levels  # type: ignore[arg-type]
+
+
+def _conv(node: ir.Node) -> None:
+    first, second, rounding = _activation(node.inputs[0]), _columns(node, 0), _rounded(node.outputs[0])
+    if first is None or second is None or rounding is None:
+        return
+    fits, bias = _bias(node, first, second)
+    if not fits or not _product_types(first, second, rounding.linear):
+        return
+    inputs = [*first.inputs, *second.inputs, *rounding.linear.inputs[1:], *([bias] if bias is not None else [])]
+    _replace_rounded(node, rounding, "QLinearConv", inputs, domain="", attributes=_attributes(node))
+
+
+def _matmul(node: ir.Node) -> None:
+    first, second, rounding = _activation(node.inputs[0]), _columns(node, -1), _rounded(node.outputs[0])
+    if first is None or second is None:
+        return
+    if rounding is not None and _product_types(first, second, rounding.linear):
+        inputs = [*first.inputs, *second.inputs, *rounding.linear.inputs[1:]]
+        _replace_rounded(node, rounding, "QLinearMatMul", inputs, domain="")
+    elif _product_types(first, second, None):
+        inputs = [first.levels, second.levels, first.scale, second.scale, first.zero_point, second.zero_point]
+        _replace_float(node, "MatMulIntegerToFloat", inputs)
+
+
+def _gemm(node: ir.Node) -> None:
+    columns = 0 if node.attributes.get_int("transB", 0) else 1
+    first, second, rounding = _activation(node.inputs[0]), _columns(node, columns), _rounded(node.outputs[0])
+    if first is None or second is None:
+        return
+    fits, bias = _bias(node, first, second)
+    if not fits or (bias is not None and node.attributes.get_float("beta", 1.0) != 1.0):
+        return
+    attributes = _attributes(node, "alpha", "transA", "transB")
+    inputs = [*first.inputs, *second.inputs, bias]
+    if rounding is not None and _product_types(first, second, rounding.linear):
+        inputs += rounding.linear.inputs[1:]
+        _replace_rounded(node, rounding, "QGemm", inputs, attributes=attributes)
+    elif _product_types(first, second, None):
+        _replace_float(node, "QGemm", inputs[: 7 if bias is not None else 6], attributes=attributes)
+
+
+# --- operators without weights --------------------------------------------------------------------------------------
+
+
+def _join(operator: str, *names: str) -> Callable[[ir.Node], None]:
+    """Make a rewrite to an operator that reads levels, scale and zero point of each input, then of the output."""
+
+    def rewrite(node: ir.Node) -> None:
+        sources = [_activation(value) for value in node.inputs]
+        rounding = _rounded(node.outputs[0])
+        if rounding is None or not all(_like(source, rounding) for source in sources) or _dilated(node):
+            return
+        inputs = [value for source in sources if source is not None for value in source.inputs]
+        inputs += rounding.linear.inputs[1:]
+        _replace_rounded(node, rounding, operator, inputs, attributes=_attributes(node, *names) if names else {})
+
+    return rewrite
+
+
+def _like(source: _Linear | None, rounding: _Rounding) -> bool:
+    return source is not None and source.type == rounding.linear.type
+
+
+def _dilated(node: ir.Node) -> bool:
+    """Whether a pooling window has holes, which the integer operators do not know."""
+    return any(step != 1 for step in node.attributes.get_ints("dilations", ()))
+
+
+def _softmax(node: ir.Node) -> None:
+    source, rounding = _activation(node.inputs[0]), _rounded(node.outputs[0])
+    if source is None or rounding is None or not _like(source, rounding):
+        return
+    # From opset 13 on, Softmax is along one axis; the integer operator asks which of the two meanings holds.
+    attributes = {"axis": node.attributes.get_int("axis", -1), "opset": 13}
+    inputs = [*source.inputs, *rounding.linear.inputs[1:]]
+    _replace_rounded(node, rounding, "QLinearSoftmax", inputs, attributes=attributes)
+
+
+def _concat(node: ir.Node) -> None:
+    sources = [_activation(value) for value in node.inputs]
+    rounding = _rounded(node.outputs[0])
+    if rounding is None or not all(_like(source, rounding) for source in sources):
+        return
+    inputs = rounding.linear.inputs[1:] + [value for source in sources if source is not None for value in source.inputs]
+    _replace_rounded(node, rounding, "QLinearConcat", inputs, attributes=_attributes(node, "axis"))
+
+
+def _same(types: Sequence[ir.DataType]) -> Callable[[ir.Node], None]:
+    """Make a rewrite of an operator that moves or selects levels: it reads and writes integers itself."""
+
+    def rewrite(node: ir.Node) -> None:
+        source = _activation(node.inputs[0], types)
+        used = [value for value in node.outputs if value.uses() or value.is_graph_output()]
+        roundings = [_rounded(value) for value in used]
+        if source is None or not roundings or any(one is None or not one.linear.same_as(source) for one in roundings):
+            return
+        if any(one is not None and one.clip is not None for one in roundings):
+            return
+        new = ir.node(
+            node.op_type, inputs=[source.levels, *node.inputs[1:]], attributes=_attributes(node), name=node.name,
+            num_outputs=len(node.outputs),
+        )  # fmt: skip
+        new.metadata_props.update(node.metadata_props)
+        node.prepend(new)
+        for output, value in zip(new.outputs, node.outputs, strict=True):
+            output.shape = value.shape
+            output.type = ir.TensorType(_known(source.type))
+            rounding = _rounded(value)
+            if rounding is not None:
+                _take_levels(output, rounding.linear.levels)
+
+    return rewrite
+
+
+def _clip(node: ir.Node) -> None:
+    """A Relu or Clip that stands alone between levels of one meaning."""
+    source, reader = _activation(node.inputs[0]), sole_consumer(node.outputs[0])
+    if source is None or reader is None or not is_operator(reader, "QuantizeLinear"):
+        return
+    if any(bound is not None and not is_constant(bound) for bound in node.inputs[1:]):
+        return
+    linear = _parameters(reader, reader.outputs[0])
+    if linear is None or not linear.same_as(source):
+        return
+    clip = _clip_levels(node, source.levels, linear)
+    if clip is None:
+        reader.outputs[0].replace_all_uses_with(source.levels)
+    else:
+        reader.prepend(clip)
+        _take_levels(clip.outputs[0], linear.levels)
+
+
+def _quantize(node: ir.Node) -> None:
+    """A QuantizeLinear of levels that have its scale and zero point already."""
+    source = _dequantized(node.inputs[0], _LEVELS)
+    linear = _parameters(node, node.outputs[0])
+    if source is None or linear is None or not linear.same_as(source) or node.outputs[0].is_graph_output():
+        return
+    node.outputs[0].replace_all_uses_with(source.levels)
+
+
+_POOLING = ("auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "strides")
+
+REWRITES: dict[str, Callable[[ir.Node], None]] = {
+    "Conv": _conv,
+    "MatMul": _matmul,
+    "Gemm": _gemm,
+    "Add": _join("QLinearAdd"),
+    "Mul": _join("QLinearMul"),
+    "GlobalAveragePool": _join("QLinearGlobalAveragePool"),
+    "AveragePool": _join("QLinearAveragePool", *_POOLING),
+    "Sigmoid": _join("QLinearSigmoid"),
+    "LeakyRelu": _join("QLinearLeakyRelu", "alpha"),
+    "Softmax": _softmax,
+    "Concat": _concat,
+    "MaxPool": _same(_BITS_8),
+    "ReduceMax": _same(_BITS_8),
+    "ReduceMin": _same(_BITS_8),
+    "DepthToSpace": _same(_BITS_8),
+    "Reshape": _same(_LEVELS),
+    "Transpose": _same(_LEVELS),
+    "Flatten": _same(_LEVELS),
+    "Squeeze": _same(_LEVELS),
+    "Unsqueeze": _same(_LEVELS),
+    "Slice": _same(_LEVELS),
+    "Split": _same(_LEVELS),
+    "Expand": _same(_LEVELS),
+    "Tile": _same(_LEVELS),
+    "Relu": _clip,
+    "Clip": _clip,
+    "QuantizeLinear": _quantize,
+}
+"""Operator of ONNX -> how it is replaced; a function that cannot replace a node leaves it as it is."""

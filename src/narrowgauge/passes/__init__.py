@@ -1,0 +1,66 @@
+"""A float network to an equal, simpler float network.
+
+Every pass is a function `pass(model) -> refusals`: it rewrites an `onnx_ir.Model` in place and returns a `Refusal` for
+each node that it looked at and left alone for a reason worth reporting. It never changes what the network computes
+beyond float rounding, never looks at data, and keeps the name of every value that survives. Passes expect what
+`importers.onnx.load` makes: opset 21 or newer, constants as initializers, everything named, shapes inferred.
+
+To add a pass: one file, its test, one line in `SIMPLIFICATIONS`.
+"""
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from narrowgauge.graph.edits import remove_unused
+from narrowgauge.graph.refusals import Refusal
+from narrowgauge.graph.shapes import infer_shapes
+from narrowgauge.passes.cancel_transposes import cancel_transposes
+from narrowgauge.passes.fold_affine import fold_affine
+from narrowgauge.passes.fold_batchnorm import fold_batchnorm
+from narrowgauge.passes.fold_constants import fold_constants
+from narrowgauge.passes.fold_pads import fold_pads
+from narrowgauge.passes.fold_shapes import fold_shapes
+from narrowgauge.passes.fuse_gelu import fuse_gelu
+from narrowgauge.passes.fuse_hardswish import fuse_hardswish
+from narrowgauge.passes.fuse_layernorm import fuse_layernorm
+from narrowgauge.passes.merge_reshapes import merge_reshapes
+from narrowgauge.passes.pool_means import pool_means
+from narrowgauge.passes.remove_no_ops import remove_no_ops
+from narrowgauge.passes.split_shared import split_shared_weights
+
+__all__ = ["SIMPLIFICATIONS", "Simplification", "simplify", "split_shared_weights"]
+
+Simplification = Callable[[ir.Model], tuple[Refusal, ...]]
+
+SIMPLIFICATIONS: tuple[Simplification, ...] = (
+    remove_no_ops,
+    fold_constants,
+    fold_shapes,
+    remove_no_ops,  # again, now that more shapes are known
+    fuse_gelu,  # the fusions come before the folds, which would take their constants away
+    fuse_layernorm,
+    fuse_hardswish,
+    cancel_transposes,
+    fold_batchnorm,
+    fold_affine,
+    fold_pads,
+    pool_means,
+    merge_reshapes,
+)
+"""The order in which `simplify` runs them."""
+
+
+def simplify(model: ir.Model) -> tuple[Refusal, ...]:
+    """Run all `SIMPLIFICATIONS` in order, in place, and infer shapes anew.
+
+    Returns:
+        What they refused, each node and reason once, without nodes that a later pass removed.
+    """
+    refusals: dict[Refusal, None] = {}
+    for run in SIMPLIFICATIONS:
+        refusals.update(dict.fromkeys(run(model)))
+    remove_unused(model)
+    infer_shapes(model)
+    left = {node.name for node in model.graph}
+    return tuple(refusal for refusal in refusals if refusal.node in left)

@@ -1,0 +1,377 @@
+"""The whole flow on one screen: import, simplify, calibrate, plan, recover, lower, write, check."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import onnx
+import onnx_ir as ir
+
+from narrowgauge.analysis.check import Check, check
+from narrowgauge.calibration.batching import batch_size
+from narrowgauge.calibration.collect import collect
+from narrowgauge.calibration.statistics import Statistics
+from narrowgauge.core.plan import Plan, load_plan
+from narrowgauge.data import Batch, Preprocess, Samples, batches, default_preprocess, input_specs, open_samples
+from narrowgauge.data.preprocess import load_preprocess
+from narrowgauge.data.splitting import split
+from narrowgauge.errors import DataError, ModelError, RecipeError, StatisticsError
+from narrowgauge.exporters.folder import SUMMARY, new_folder, write_forms, write_summary
+from narrowgauge.exporters.forms import Forms, forms_for
+from narrowgauge.graph.digest import network_digest
+from narrowgauge.graph.engine import weight_bytes
+from narrowgauge.graph.quantized import is_quantized
+from narrowgauge.importers.onnx import ImportedModel, load
+from narrowgauge.planning.fill import fill
+from narrowgauge.planning.place import Placement, place
+from narrowgauge.recipe import SCOPES, Recipe, choices, keep_float_rules, load_recipe
+from narrowgauge.recovery.bias_correction import correct_bias
+from narrowgauge.recovery.smooth import smooth
+from narrowgauge.summary import summarize
+from narrowgauge.targets.registry import load_target
+from narrowgauge.targets.schema import Scope, Target
+
+Model = str | os.PathLike[str] | onnx.ModelProto | ir.Model
+
+# Samples that calibrate, and that check, where nothing else is said.
+CALIBRATING_SAMPLES = 256
+CHECKING_SAMPLES = 1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Whom the pipeline tells how far it is.
+
+    Attributes:
+        begin: called with a stage's name and how many samples it will take (None if unknown).
+        advance: called with a number of samples.
+    """
+
+    begin: Callable[[str, int | None], None] = lambda stage, total: None
+    advance: Callable[[int], None] = lambda count: None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """What came of it.
+
+    Attributes:
+        forms: the quantized network in its forms.
+        float_model: the float network that the plan describes: simplified, with what recovery changed.
+        plan: every encoding, and what stays float and why.
+        statistics: what calibration saw; None where none was needed.
+        target: what it was made for.
+        check: how it does beside the float network on samples that did not calibrate; None without data.
+        summary: what `summary.json` holds.
+        folder: where the files are; None if nothing was to be written.
+    """
+
+    forms: Forms
+    float_model: ir.Model
+    plan: Plan
+    statistics: Statistics | None
+    target: Target
+    check: Check | None
+    summary: dict[str, Any]
+    folder: Path | None
+
+    @property
+    def model(self) -> ir.Model:
+        """The network in the target's form; where there is none, the simulated one."""
+        return self.forms.exported or self.forms.simulated
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know."""
+        return tuple(self.summary["notes"])
+
+
+def quantize(  # noqa: PLR0913 - the command line's options, by the same names
+    model: Model,
+    data: Any = None,
+    *,
+    target: str | Path | Target = "onnxruntime",
+    out: str | os.PathLike[str] | None = None,
+    recipe: str | Path | Recipe = "default",
+    weights: str = "",
+    activations: str = "",
+    granularity: str = "",
+    keep_float: Sequence[str] = (),
+    format: str = "",
+    samples: int = CALIBRATING_SAMPLES,
+    check_samples: int = CHECKING_SAMPLES,
+    labels: Any = None,
+    preprocess: str | Path | Preprocess | None = None,
+    plan: str | Path | Plan | None = None,
+    statistics: str | Path | Statistics | None = None,
+    metric: Callable[..., Any] | None = None,
+    threads: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Quantize a network for a target, and measure what came of it.
+
+    Args:
+        model: an ONNX file or network, float32.
+        data: samples, see `data.open_samples`: a folder of images, arrays, an iterable, ...; the first ones
+            calibrate, the others check. None does for weight-only and dynamic quantization.
+        target: name of a target, or a TOML file of your own.
+        out: folder to write, whole or not at all; None writes nothing.
+        recipe: a preset's name, a TOML file, or a recipe.
+        weights: number type of weights, "" for the target's choice.
+        activations: number type of activations, "" for the target's choice.
+        granularity: what one scale of weights covers, "" for the target's choice.
+        keep_float: what stays float: `first`, `last`, operators, or patterns of node names.
+        format: which of the target's formats to write, "" for its first.
+        samples: how many samples calibrate.
+        check_samples: how many of the others check, at the most.
+        labels: labels of the samples: a file, an array or a list.
+        preprocess: how images become inputs: a file or a `Preprocess`; None takes `<model>.toml` beside the network.
+        plan: encodings to apply instead of choosing them: a file or a `Plan`.
+        statistics: statistics to take instead of calibrating, or to go on from; a file that does not exist yet is
+            written while they grow.
+        metric: the user's own metric, see `analysis.evaluate.compare_runs`.
+        threads: of the engine; None for the cores that this process may use.
+        force: replace an existing folder.
+        progress: whom to tell.
+
+    Raises:
+        NarrowgaugeError: one of its kinds; the message says what was expected, what came, where, and what to do.
+    """
+    chosen = target if isinstance(target, Target) else load_target(target)
+    asked = _recipe(recipe, weights, activations, granularity, keep_float)
+    job = _Job(statistics_given=statistics, threads=threads, progress=progress or Progress())
+    with new_folder(Path(out) if out is not None else None, force=force) as folder:
+        with job.stage("import"):
+            imported = job.read(model)
+            opened = job.open(model, imported, data, preprocess, labels)
+        calibrating, checking = job.split(opened, samples, check_samples)
+        network, made, seen = job.plan(imported.model, chosen, asked, calibrating, plan)
+        with job.stage("lower"):
+            forms = forms_for(chosen, network, made, form=format)
+            job.notes += forms.notes
+        with job.stage("write"):
+            written = write_forms(folder, forms, network, made, seen)
+        native = chosen.runtime == "onnxruntime" and forms.exported is not None
+        found = job.check(_reference(model, imported), written.runnable, imported.model, checking, metric, native=native)
+        summary = summarize(
+            model=_model_name(model), target=chosen.name, recipe=asked.name, plan=made, check=found,
+            float_bytes=_float_bytes(model, imported), quantized_bytes=_size(written.runnable),
+            seconds=job.seconds, notes=job.notes,
+        )  # fmt: skip
+        write_summary(summary, folder / SUMMARY)
+    return Result(
+        forms=forms, float_model=network, plan=made, statistics=seen, target=chosen, check=found, summary=summary,
+        folder=Path(out) if out is not None else None,
+    )  # fmt: skip
+
+
+def calibrate(  # noqa: PLR0913 - the command line's options, by the same names
+    model: Model,
+    data: Any,
+    *,
+    samples: int = CALIBRATING_SAMPLES,
+    preprocess: str | Path | Preprocess | None = None,
+    statistics: str | Path | Statistics | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Run samples through a network and return what was seen of every tensor; see `quantize` for the arguments.
+
+    Raises:
+        NarrowgaugeError: see `quantize`.
+    """
+    job = _Job(statistics_given=statistics, threads=threads, progress=progress or Progress())
+    imported = job.read(model)
+    opened = job.open(model, imported, data, preprocess, None)
+    if opened is None:
+        raise DataError("calibration needs samples: give data")
+    return job.calibrate(imported.model, opened.take(samples))
+
+
+@dataclass(kw_only=True, slots=True)
+class _Job:
+    """One run: whom to tell, what is noted and timed on the way."""
+
+    statistics_given: str | Path | Statistics | None
+    threads: int | None
+    progress: Progress
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[None]:
+        self.progress.begin(name, total)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 4)
+
+    def read(self, model: Model) -> ImportedModel:
+        imported = load(model)
+        if is_quantized(imported.model):
+            raise ModelError("expected a float network, this one is quantized already: give the one it was made from")
+        self.notes += imported.notes
+        return imported
+
+    def open(
+        self, model: Model, imported: ImportedModel, data: Any, preprocess: str | Path | Preprocess | None, labels: Any
+    ) -> Samples | None:
+        if data is None:
+            return None
+        if preprocess is None and isinstance(model, str | os.PathLike):
+            preprocess = default_preprocess(Path(model))
+        elif isinstance(preprocess, str | Path):
+            preprocess = load_preprocess(Path(preprocess))
+        return open_samples(data, input_specs(imported.model), preprocess=preprocess, labels=labels)
+
+    def split(self, samples: Samples | None, asked: int, most: int) -> tuple[Samples | None, Samples | None]:
+        if samples is None:
+            return None, None
+        calibrating, checking, notes = split(samples, asked)
+        self.notes += notes
+        if checking.count is not None and checking.count > most:
+            self.notes.append(f"the check takes {most} of the {checking.count} samples that did not calibrate")
+        return calibrating, checking.take(most)
+
+    def plan(
+        self, network: ir.Model, target: Target, recipe: Recipe, calibrating: Samples | None,
+        given: str | Path | Plan | None,
+    ) -> tuple[ir.Model, Plan, Statistics | None]:  # fmt: skip
+        """Return the network with what recovery changed, its plan, and the statistics."""
+        asked, notes = choices(recipe, network)
+        self.notes += notes
+        statistics = None
+        if recipe.mode == "static" and (given is None or calibrating is not None):
+            statistics = self.calibrate(network, calibrating)
+        with self.stage("plan"):
+            placement = place(network, target, asked)
+            if statistics is not None and recipe.migrate and given is None:
+                network, statistics = self.migrate(network, statistics, placement)
+            plan = self.given_plan(given, network) or fill(network, placement, statistics, target, asked)
+        if statistics is not None and recipe.correct_bias:
+            with self.stage("correct bias"):
+                network, plan = correct_bias(network, plan, statistics)
+        self.notes += plan.notes
+        return network, replace(plan, network=network_digest(network)), statistics
+
+    def calibrate(self, network: ir.Model, samples: Samples | None) -> Statistics:
+        given = self.statistics_given
+        file = None if given is None or isinstance(given, Statistics) else Path(given)
+        start = given if isinstance(given, Statistics) else Statistics.load(file) if file and file.exists() else None
+        if start is not None and start.network != network_digest(network):
+            raise StatisticsError(
+                f"{file or 'the statistics'}: expected statistics of this network, these are of another one; "
+                "give another --statistics file, or remove this one to calibrate anew"
+            )
+        if samples is None and start is None:
+            raise DataError(
+                "static quantization needs samples: give --data, or --statistics of an earlier calibration, "
+                "or take --recipe dynamic or weight-only, which need none"
+            )
+        done = start.samples if start is not None else 0
+        if start is not None and (samples is None or (samples.count is not None and done >= samples.count)):
+            self.notes.append(f"calibration skipped: statistics of {done} samples were given")
+            return start
+        assert samples is not None
+        rest = samples.skip(done)
+        with self.stage("calibrate", rest.count):
+            statistics = collect(
+                network, _batches(network, rest)(), threads=self.threads, start=start, save_to=file,
+                progress=self.progress.advance,
+            )  # fmt: skip
+        if file is not None:
+            statistics.save(file)
+        self.notes += samples.notes
+        return statistics
+
+    def migrate(
+        self, network: ir.Model, statistics: Statistics, placement: Placement
+    ) -> tuple[ir.Model, Statistics]:
+        network, statistics, done = smooth(network, statistics, layers=placement.integer_nodes)
+        if done:
+            worst = max(done, key=lambda migration: migration.factor)
+            self.notes.append(
+                f"outlier channels of {len(done)} values were scaled into the next weights, most of all channel "
+                f"{worst.channel} of {worst.value!r}, by {worst.factor:.3g}"
+            )
+        return network, statistics
+
+    def given_plan(self, given: str | Path | Plan | None, network: ir.Model) -> Plan | None:
+        if given is None:
+            return None
+        plan = given if isinstance(given, Plan) else load_plan(Path(given))
+        if plan.network and plan.network != network_digest(network):
+            self.notes.append(
+                "the plan was made for other weights than this network's: its encodings are applied by name "
+                "(float.onnx beside a plan is the network that it was made for)"
+            )
+        return plan
+
+    def check(  # noqa: PLR0913 - the two networks, the samples and how to run them
+        self, original: ir.Model | Path, runnable: Path, network: ir.Model, checking: Samples | None,
+        metric: Callable[..., Any] | None, *, native: bool,
+    ) -> Check | None:  # fmt: skip
+        if checking is None:
+            self.notes.append("nothing was checked: there are no data")
+            return None
+        with self.stage("check", checking.count):
+            found = check(
+                original, runnable, _batches(network, checking), native=native, metric=metric, threads=self.threads,
+                progress=self.progress.advance,
+            )  # fmt: skip
+        if not native:
+            self.notes.append("checked as a simulation: accuracy is the simulation's, speed is not measured")
+        self.notes += found.warnings
+        return found
+
+
+def _batches(network: ir.Model, samples: Samples) -> Callable[[], Iterable[Batch]]:
+    inputs, size = input_specs(network), batch_size(network)
+    return lambda: batches(samples, size, inputs)
+
+
+def _recipe(
+    recipe: str | Path | Recipe, weights: str, activations: str, granularity: str, keep_float: Sequence[str]
+) -> Recipe:
+    loaded = load_recipe(recipe)
+    if granularity not in ("", *SCOPES):
+        raise RecipeError(f"expected granularity {', '.join(SCOPES)}, got {granularity!r}")
+    return replace(
+        loaded,
+        weights=weights or loaded.weights,
+        activations=activations or loaded.activations,
+        granularity=cast(Scope, granularity) if granularity else loaded.granularity,
+        rules=(*loaded.rules, *keep_float_rules(keep_float)),
+    )
+
+
+def _reference(model: Model, imported: ImportedModel) -> ir.Model | Path:
+    return Path(model) if isinstance(model, str | os.PathLike) else imported.original
+
+
+def _model_name(model: Model) -> str:
+    if isinstance(model, str | os.PathLike):
+        return str(Path(model))
+    return (model.graph.name or "network") if model.graph is not None else "network"
+
+
+def _float_bytes(model: Model, imported: ImportedModel) -> int:
+    external = {
+        Path(value.const_value.path)
+        for value in imported.original.graph.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    }
+    if isinstance(model, str | os.PathLike):
+        return _size(Path(model)) + sum(_size(path) for path in external)
+    return weight_bytes(imported.original)
+
+
+def _size(path: Path) -> int:
+    beside = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)

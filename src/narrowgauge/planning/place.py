@@ -1,0 +1,303 @@
+"""Which nodes run in integers on a target and which values get an encoding, before any number is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from narrowgauge.core.numbers import IntegerType
+from narrowgauge.core.plan import FloatNode, Mode
+from narrowgauge.graph.edits import is_operator, sole_consumer
+from narrowgauge.graph.roles import (
+    CLIPPING_OPERATORS,
+    activation_inputs,
+    clips_only,
+    float_outputs,
+    is_constant,
+    is_float,
+    output_axis,
+    weight_inputs,
+)
+from narrowgauge.planning.choices import Choices
+from narrowgauge.targets.schema import OperatorRule, Scope, Target
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightSlot:
+    """Weights that get an encoding.
+
+    Attributes:
+        value: the initializer's name.
+        node: the node that reads it.
+        axis: axis of its output channels.
+        type: number type.
+        symmetric: no zero point.
+        granularity: what one scale covers.
+        input: name of the activation that it is multiplied with, "" if none.
+        bias: name of the node's constant bias, "" if none.
+    """
+
+    value: str
+    node: str
+    axis: int
+    type: IntegerType
+    symmetric: bool
+    granularity: Scope
+    input: str
+    bias: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActivationSlot:
+    """An activation (or a constant in the place of one) that gets an encoding.
+
+    Attributes:
+        value: its name.
+        writer: name of the node that decides it: the one that writes it, None for an input of the network.
+        type: number type.
+        rule: rule of the integer operator that writes it, None if a float operator or nothing does.
+    """
+
+    value: str
+    writer: str | None
+    type: IntegerType
+    rule: OperatorRule | None
+
+
+@dataclass(kw_only=True, slots=True)
+class Placement:
+    """Where integers go.
+
+    Attributes:
+        mode: when activations are rounded.
+        weights: by initializer name.
+        activations: by value name.
+        shared: value name -> name of the value whose encoding it takes.
+        float_nodes: what stays float, with reasons.
+        float_outputs: values that integer operators write in float.
+        integer_nodes: names of the nodes that run in integers, fused ones included.
+        refusals: what was asked for and the target cannot do.
+    """
+
+    mode: Mode
+    weights: dict[str, WeightSlot] = field(default_factory=dict)
+    activations: dict[str, ActivationSlot] = field(default_factory=dict)
+    shared: dict[str, str] = field(default_factory=dict)
+    float_nodes: list[FloatNode] = field(default_factory=list)
+    float_outputs: list[str] = field(default_factory=list)
+    integer_nodes: set[str] = field(default_factory=set)
+    refusals: list[str] = field(default_factory=list)
+
+    def root(self, value: str) -> str:
+        """Name of the value whose encoding a value takes, itself if its own."""
+        while value in self.shared:
+            value = self.shared[value]
+        return value
+
+
+def place(model: ir.Model, target: Target, choices: Choices) -> Placement:
+    """Decide node by node, in the network's order, what runs in integers.
+
+    A "compute" operator of the target runs in integers wherever it stands and its inputs are converted for it; a
+    "join" operator only where all its inputs arrive in integers; a "same" operator hands levels on. Bias additions and
+    activation functions that the target applies itself belong to the operator before them.
+
+    Args:
+        model: the float network, simplified, shapes inferred.
+        target: what the chip can do.
+        choices: what is asked.
+    """
+    walk = _Walk(target=target, choices=choices, placement=Placement(mode=choices.mode))
+    for node in model.graph:
+        walk.visit(node)
+    return walk.placement
+
+
+@dataclass(kw_only=True, slots=True)
+class _Walk:
+    target: Target
+    choices: Choices
+    placement: Placement
+    arriving: set[str] = field(default_factory=set)  # values that are written in integers
+    rules: dict[str, OperatorRule] = field(default_factory=dict)  # value -> rule of its integer writer
+    fused: set[str] = field(default_factory=set)  # nodes that belong to one before them
+
+    def visit(self, node: ir.Node) -> None:
+        if node.name in self.fused or not (float_outputs(node) or any(is_float(value) for value in node.inputs)):
+            return
+        reason = self.refusal(node)
+        if reason:
+            self.placement.float_nodes.append(
+                FloatNode(name=str(node.name), operator=node.op_type, reason=reason)
+            )
+            return
+        self.placement.integer_nodes.add(str(node.name))
+        rule = self.rule(node)
+        assert rule is not None
+        if rule.kind == "same":
+            self.hand_on(node, rule)
+        else:
+            self.run_in_integers(node, rule)
+
+    def rule(self, node: ir.Node) -> OperatorRule | None:
+        return self.target.rule(node.op_type) if node.domain == "" else None
+
+    def refusal(self, node: ir.Node) -> str:
+        """Why a node stays float, "" if it does not."""
+        asked = self.choices.keep_float(str(node.name))
+        if asked:
+            return asked
+        rule = self.rule(node)
+        if rule is None:
+            domain = f"{node.domain}." if node.domain else ""
+            return f"{self.target.name} has no integer {domain}{node.op_type}"
+        if any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values()):
+            return f"the body of {node.op_type} is not quantized"
+        return self.mode_refusal(node, rule) or self.kind_refusal(node, rule)
+
+    def mode_refusal(self, node: ir.Node, rule: OperatorRule) -> str:
+        mode = self.choices.mode
+        weights = weight_inputs(node)
+        if mode == "static":
+            return "" if "static" in rule.modes else f"{self.target.name} runs {node.op_type} only with {', '.join(rule.modes)} quantization"
+        if rule.kind != "compute" or mode not in rule.modes:
+            return f"{mode} quantization of {self.target.name} leaves {node.op_type} float"
+        return "" if weights else f"{mode} quantization needs constant weights"
+
+    def kind_refusal(self, node: ir.Node, rule: OperatorRule) -> str:
+        inputs = [value for _, value in activation_inputs(node)]
+        weights = weight_inputs(node)
+        if any(value.dtype != ir.DataType.FLOAT for value in [*inputs, *float_outputs(node)]):
+            return "only float32 is quantized"
+        if rule.constant_weights and not weights:
+            return f"{self.target.name} runs {node.op_type} in integers only with constant weights"
+        moving = [value for value in inputs if not is_constant(value)]
+        if not moving and not (self.choices.mode == "weight-only" and weights):
+            return "its inputs are constant"
+        if rule.kind == "compute":
+            return ""
+        late = [value for value in moving if value.name not in self.arriving]
+        if not late:
+            return ""
+        if rule.kind == "same":
+            return "its input arrives in float"
+        return f"{late[0].name} arrives in float: an integer {node.op_type} would pay for the conversion"
+
+    def hand_on(self, node: ir.Node, rule: OperatorRule) -> None:
+        """Let the outputs of a "same" operator take the encoding of its input."""
+        inputs = [value for _, value in activation_inputs(node)]
+        source = next(value for value in inputs if value.name in self.arriving)
+        for value in [*inputs, *float_outputs(node)]:
+            self.share(str(value.name), str(source.name))
+        for value in float_outputs(node):
+            self.arriving.add(str(value.name))
+            self.rules[str(value.name)] = rule
+
+    def share(self, value: str, source: str) -> None:
+        first, second = self.placement.root(value), self.placement.root(source)
+        if first != second:
+            self.placement.shared[first] = second
+
+    def run_in_integers(self, node: ir.Node, rule: OperatorRule) -> None:
+        last = node.outputs[0]
+        for follower in self.followers(node, rule):
+            self.fused.add(str(follower.name))
+            self.placement.integer_nodes.add(str(follower.name))
+            last = follower.outputs[0]
+        self.take_weights(node, rule)
+        if self.choices.mode == "weight-only":
+            return
+        for _, value in activation_inputs(node):
+            self.take_input(value, rule)
+        if self.choices.mode == "dynamic":
+            return
+        outputs = [last, *(value for value in float_outputs(node)[1:])]
+        for value in outputs:
+            if rule.output == "float":
+                self.placement.float_outputs.append(str(value.name))
+            else:
+                self.arriving.add(str(value.name))
+                self.rules[str(value.name)] = rule
+                self.take_activation(value, str(node.name), rule)
+        if rule.shares_inputs:
+            for _, value in activation_inputs(node):
+                self.share(str(value.name), str(last.name))
+
+    def followers(self, node: ir.Node, rule: OperatorRule) -> Iterator[ir.Node]:
+        """Nodes behind a node that belong to it: the addition of a constant bias, then one activation function."""
+        value = node.outputs[0]
+        bias = bias_addition(node)
+        if bias is not None and not self.choices.keep_float(str(bias.name)):
+            yield bias
+            value = bias.outputs[0]
+        follower = clips_only(value) or sole_consumer(value)
+        if (
+            follower is not None
+            and follower.domain == ""
+            and follower.op_type in rule.fuses
+            and (follower.op_type not in CLIPPING_OPERATORS or clips_only(value) is follower)
+            and not self.choices.keep_float(str(follower.name))
+        ):
+            yield follower
+
+    def take_weights(self, node: ir.Node, rule: OperatorRule) -> None:
+        inputs = [value for _, value in activation_inputs(node)]
+        for number in weight_inputs(node):
+            weights = node.inputs[number]
+            assert weights is not None
+            kind = self.weight_type(node, rule)
+            bias = node.inputs[2] if is_operator(node, "Conv", "ConvTranspose", "Gemm") and len(node.inputs) > 2 else None
+            self.placement.weights[str(weights.name)] = WeightSlot(
+                value=str(weights.name),
+                node=str(node.name),
+                axis=output_axis(node, number),
+                type=kind,
+                symmetric=self.target.weights.is_symmetric(kind),
+                granularity=self.weight_granularity(node, rule),
+                input=str(inputs[0].name) if inputs else "",
+                bias=str(bias.name) if bias is not None and is_constant(bias) else "",
+            )
+
+    def weight_type(self, node: ir.Node, rule: OperatorRule) -> IntegerType:
+        allowed = rule.weight_types or self.target.weights.types
+        return self.choices.weights(str(node.name)) or allowed[0]
+
+    def weight_granularity(self, node: ir.Node, rule: OperatorRule) -> Scope:
+        allowed = rule.weight_granularity or self.target.weights.granularity
+        asked = self.choices.granularity(str(node.name))
+        if asked is None or asked in allowed:
+            return asked or allowed[0]
+        if rule.weight_granularity:  # the operator has fewer scopes than the target: take its own
+            return allowed[0]
+        return asked
+
+    def take_input(self, value: ir.Value, rule: OperatorRule) -> None:
+        if self.placement.root(str(value.name)) not in self.placement.activations:
+            writer = value.producer()
+            self.take_activation(value, str(writer.name) if writer is not None else None, None, rule)
+
+    def take_activation(
+        self, value: ir.Value, writer: str | None, rule: OperatorRule | None, reader: OperatorRule | None = None
+    ) -> None:
+        types = (rule or reader).types if rule or reader else ()  # type: ignore[union-attr]
+        kind = self.choices.activations(writer) or (types or self.target.activations.types)[0]
+        self.placement.activations[str(value.name)] = ActivationSlot(
+            value=str(value.name), writer=writer, type=kind, rule=rule
+        )
+
+
+def bias_addition(node: ir.Node) -> ir.Node | None:
+    """Return the Add that alone reads a matrix product with constant weights and adds a constant per column, else None."""
+    if not is_operator(node, "MatMul") or not weight_inputs(node):
+        return None
+    addition = sole_consumer(node.outputs[0])
+    if addition is None or not is_operator(addition, "Add"):
+        return None
+    other = next((value for value in addition.inputs if value is not node.outputs[0]), None)
+    weights = node.inputs[1]
+    if other is None or not is_constant(other) or weights is None or weights.const_value is None:
+        return None
+    assert other.const_value is not None
+    return addition if tuple(other.const_value.shape) == (weights.const_value.shape[-1],) else None

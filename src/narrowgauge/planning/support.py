@@ -1,0 +1,38 @@
+"""What of a plan a target cannot run."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from narrowgauge.core.encoding import Encoding
+from narrowgauge.core.granularity import PerAxis, PerBlock
+from narrowgauge.core.plan import Plan
+from narrowgauge.targets.schema import Scope, Target
+
+
+def unsupported(model: ir.Model, plan: Plan, target: Target) -> list[str]:
+    """Say what a target cannot do of a plan: number types, granularities; empty if it can all."""
+    kinds = {name: value.const_value is not None for name, value in model.graph.initializers.items()}
+    said: dict[str, None] = {}
+    for name, encoding in plan.encodings.items():
+        constant = kinds.get(name, False)
+        rules = target.weights if constant else target.activations
+        own = {kind for rule in target.operators for kind in (rule.weight_types if constant else rule.types)}
+        what = "weights" if constant else "activations"
+        kind = encoding.type
+        if constant and kind not in own | set(rules.types) | set(target.activations.types):
+            said[f"{what} of {kind.name} (it takes {', '.join(one.name for one in rules.types)})"] = None
+        if not constant and kind not in own | set(rules.types):
+            said[f"{what} of {kind.name} (it takes {', '.join(one.name for one in rules.types)})"] = None
+        if isinstance(encoding, Encoding):
+            scope = _scope(encoding)
+            scopes = {*rules.granularity, *(s for rule in target.operators for s in rule.weight_granularity)}
+            if scope != "tensor" and scope not in scopes:
+                said[f"{what} with a scale per {scope} (it takes one per {' or '.join(rules.granularity)})"] = None
+    return list(said)
+
+
+def _scope(encoding: Encoding) -> Scope:
+    if isinstance(encoding.granularity, PerBlock):
+        return "block"
+    return "channel" if isinstance(encoding.granularity, PerAxis) else "tensor"

@@ -1,0 +1,269 @@
+"""Recipes: what is done to a network and what each node is asked for, as values; presets and TOML files."""
+
+from __future__ import annotations
+
+import fnmatch
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import onnx_ir as ir
+
+from narrowgauge.calibration.ranges import estimator
+from narrowgauge.core.numbers import integer_type
+from narrowgauge.core.plan import MODES, Mode
+from narrowgauge.errors import PlanError, RecipeError
+from narrowgauge.graph.roles import weight_inputs
+from narrowgauge.planning.choices import Choices, NodeChoice
+from narrowgauge.targets.schema import Scope
+
+Position = Literal["first", "last"]
+POSITIONS: tuple[Position, ...] = ("first", "last")
+SCOPES: tuple[Scope, ...] = ("tensor", "channel", "block")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """One rule: which nodes it matches, what it asks for them.
+
+    Attributes:
+        node: pattern of node names (`*` and `?` as in file names), "" for any.
+        operator: ONNX operator name, "" for any.
+        position: layers with weights before which (first) or behind which (last) there is none; None for any.
+        keep_float: the node stays float.
+        weights: name of the number type of its weights, "" for the recipe's.
+        activations: name of the number type of its output.
+        granularity: what one scale of its weights covers.
+        estimator: name of the range estimator of its output.
+    """
+
+    node: str = ""
+    operator: str = ""
+    position: Position | None = None
+    keep_float: bool = False
+    weights: str = ""
+    activations: str = ""
+    granularity: Scope | None = None
+    estimator: str = ""
+
+    def choice(self) -> NodeChoice:
+        """Return what the rule asks for.
+
+        Raises:
+            RecipeError: if a type or an estimator is unknown.
+        """
+        return NodeChoice(
+            keep_float=f"kept float by the recipe ({self.description})" if self.keep_float else None,
+            weights=_type(self.weights),
+            activations=_type(self.activations),
+            granularity=self.granularity,
+            estimator=estimator(self.estimator) if self.estimator else None,
+        )
+
+    @property
+    def description(self) -> str:
+        """What it matches, for a person."""
+        parts = [f"{key} {value}" for key, value in (("node", self.node), ("operator", self.operator)) if value]
+        return ", ".join([*parts, *([f"{self.position} layer"] if self.position else [])]) or "every node"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """What is done to a network.
+
+    Attributes:
+        name: of the preset or file.
+        mode: when activations are rounded: with ranges known beforehand, at run time, or never.
+        weights: name of the number type of weights, "" for the target's choice.
+        activations: name of the number type of activations, "" for the target's choice.
+        granularity: what one scale of weights covers, None for the target's choice.
+        block_size: elements per scale of blocks, 0 for the target's choice.
+        estimator: name of the range estimator of activations.
+        weight_estimator: name of the range estimator of weights.
+        migrate: scale outlier channels of matrix products' inputs into the weights.
+        refine_ranges: choose each activation's range by the error that it makes behind the next layers.
+        correct_bias: take the mean error of rounded weights out of the biases.
+        rules: what single nodes are asked for; of several that match, the last one that says something wins.
+    """
+
+    name: str
+    mode: Mode = "static"
+    weights: str = ""
+    activations: str = ""
+    granularity: Scope | None = None
+    block_size: int = 0
+    estimator: str = "mse"
+    weight_estimator: str = "max"
+    migrate: bool = True
+    refine_ranges: bool = True
+    correct_bias: bool = True
+    rules: tuple[Rule, ...] = field(default=())
+
+
+PRESETS: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(name="default"),
+        Recipe(name="plain", estimator="max", migrate=False, refine_ranges=False, correct_bias=False),
+        Recipe(name="dynamic", mode="dynamic", migrate=False, refine_ranges=False, correct_bias=False),
+        Recipe(name="weight-only", mode="weight-only", migrate=False, refine_ranges=False, correct_bias=False),
+    )
+}
+
+
+def load_recipe(name: str | Path | Recipe) -> Recipe:
+    """Read a recipe: a preset's name, or a TOML file.
+
+    Raises:
+        RecipeError: if there is no such preset or file, or a key or a value is not what it should be.
+    """
+    if isinstance(name, Recipe):
+        return name
+    if str(name) in PRESETS:
+        return PRESETS[str(name)]
+    path = Path(name)
+    if path.suffix != ".toml":
+        raise RecipeError(f"expected a recipe: one of {', '.join(PRESETS)} or a .toml file, got {str(name)!r}")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"{path}: could not read the recipe: {error}") from None
+    try:
+        return recipe_from_values(values, name=path.stem)
+    except (RecipeError, PlanError) as error:
+        raise RecipeError(f"{path}: {error}") from None
+
+
+def recipe_from_values(values: Mapping[str, Any], *, name: str) -> Recipe:
+    """Read a recipe from TOML values; `base` names the preset that it changes.
+
+    Raises:
+        RecipeError: if a key or a value is not what it should be.
+    """
+    rest = dict(values)
+    base = rest.pop("base", "default")
+    if base not in PRESETS:
+        raise RecipeError(f"expected 'base' to be one of {', '.join(PRESETS)}, got {base!r}")
+    rows = rest.pop("rules", [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise RecipeError("expected 'rules' to be tables, as in [[rules]]")
+    changed = _checked(rest, PRESETS[base], "recipe")
+    recipe = replace(PRESETS[base], **changed, name=name, rules=tuple(_rule(row) for row in rows))
+    choices(recipe)  # every type and estimator exists
+    return recipe
+
+
+def _rule(row: Mapping[str, Any]) -> Rule:
+    rule = replace(Rule(), **_checked(row, Rule(), "rules"))
+    if rule.position not in (None, *POSITIONS):
+        raise RecipeError(f"rules: expected 'position' to be first or last, got {rule.position!r}")
+    if not (rule.node or rule.operator or rule.position):
+        raise RecipeError("rules: expected 'node', 'operator' or 'position' to say which nodes are meant")
+    rule.choice()
+    return rule
+
+
+def _checked(values: Mapping[str, Any], defaults: object, place: str) -> dict[str, Any]:
+    allowed = [key for key in defaults.__dataclass_fields__ if key not in ("name", "rules")]  # type: ignore[attr-defined]
+    for key, value in values.items():
+        if key not in allowed:
+            raise RecipeError(f"{place}: unknown key {key!r}; expected some of {', '.join(allowed)}")
+        kind = bool if isinstance(getattr(defaults, key), bool) else int if key == "block_size" else str
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise RecipeError(f"{place}: expected {key!r} to be {kind.__name__}, got {value!r}")
+    if values.get("mode", "static") not in MODES:
+        raise RecipeError(f"{place}: expected 'mode' to be one of {', '.join(MODES)}, got {values['mode']!r}")
+    if values.get("granularity") not in (None, *SCOPES):
+        raise RecipeError(f"{place}: expected 'granularity' to be one of {', '.join(SCOPES)}, got {values['granularity']!r}")
+    return dict(values)
+
+
+def keep_float_rules(names: Iterable[str]) -> tuple[Rule, ...]:
+    """Rules that keep nodes float, from what `--keep-float` takes: `first`, `last`, an operator, or a node's name."""
+    return tuple(_keep_float_rule(name) for name in names)
+
+
+def _keep_float_rule(name: str) -> Rule:
+    if name in POSITIONS:
+        return Rule(position=cast(Position, name), keep_float=True)
+    return Rule(node=name, keep_float=True)
+
+
+def choices(recipe: Recipe, model: ir.Model | None = None) -> tuple[Choices, tuple[str, ...]]:
+    """Turn a recipe into what is asked of the planner.
+
+    Args:
+        recipe: the recipe.
+        model: the simplified network; without one the rules are only checked.
+
+    Returns:
+        The choices, and a note for each rule that matched no node.
+
+    Raises:
+        RecipeError: if a type or an estimator is unknown.
+    """
+    everywhere = NodeChoice(
+        weights=_type(recipe.weights), activations=_type(recipe.activations), granularity=recipe.granularity
+    )
+    nodes: dict[str, NodeChoice] = {}
+    notes = []
+    for rule in recipe.rules if model is not None else ():
+        matched = _matching(rule, model)  # type: ignore[arg-type]
+        for name in matched:
+            nodes[name] = _over(nodes.get(name, NodeChoice()), rule.choice())
+        if not matched:
+            notes.append(f"the recipe's rule for {rule.description} matched no node")
+    if recipe.weight_estimator not in ("max", "mse"):
+        raise RecipeError(f"expected 'weight_estimator' to be max or mse, got {recipe.weight_estimator!r}")
+    chosen = Choices(
+        mode=recipe.mode,
+        everywhere=everywhere,
+        nodes=nodes,
+        estimator=estimator(recipe.estimator),
+        weight_estimator=recipe.weight_estimator,
+        block_size=recipe.block_size,
+    )
+    return chosen, tuple(notes)
+
+
+def _over(old: NodeChoice, new: NodeChoice) -> NodeChoice:
+    said = {key: getattr(new, key) for key in NodeChoice.__dataclass_fields__ if getattr(new, key) is not None}
+    return replace(old, **said)
+
+
+def _matching(rule: Rule, model: ir.Model) -> list[str]:
+    ends = {str(node.name) for node in end_layers(model, rule.position)} if rule.position else set()
+    found = []
+    for node in model.graph:
+        name = str(node.name)
+        # A bare name may also be an operator's: `--keep-float Softmax`.
+        named = not rule.node or fnmatch.fnmatchcase(name, rule.node) or rule.node == node.op_type
+        if named and (not rule.operator or rule.operator == node.op_type) and (not rule.position or name in ends):
+            found.append(name)
+    return found
+
+
+def end_layers(model: ir.Model, position: Position) -> list[ir.Node]:
+    """Layers with weights that no other such layer comes before (first) or behind (last)."""
+    nodes = list(model.graph) if position == "first" else list(reversed(list(model.graph)))
+    behind: set[ir.Node] = set()  # nodes with a weighted one among those that come to them
+    found = []
+    for node in nodes:
+        near = [n for n in (node.predecessors() if position == "first" else node.successors())]
+        passed = any(other in behind or weight_inputs(other) for other in near)
+        if passed:
+            behind.add(node)
+        elif weight_inputs(node):
+            found.append(node)
+    return found
+
+
+def _type(name: str) -> Any:
+    if not name:
+        return None
+    try:
+        return integer_type(name)
+    except PlanError as error:
+        raise RecipeError(str(error)) from None

@@ -1,0 +1,61 @@
+"""What `summary.json` holds."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from narrowgauge.analysis.check import Check
+from narrowgauge.core.plan import Plan
+
+
+def summarize(
+    *,
+    model: str,
+    target: str,
+    recipe: str,
+    plan: Plan,
+    check: Check | None,
+    float_bytes: int,
+    quantized_bytes: int,
+    seconds: Mapping[str, float],
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """Put a run's figures together as JSON values; a figure that was not measured is null.
+
+    Sizes are bytes, times seconds but for `latency_ms`, accuracies percent, `sqnr_db` decibels (null where both
+    networks' outputs are equal: `sqnr_infinite` is then true).
+    """
+    comparison = check.comparison if check is not None else None
+    latency = check.latency if check is not None else {}
+    sqnr = comparison.sqnr_db if comparison is not None else None
+    return {
+        "model": model,
+        "target": target,
+        "recipe": recipe,
+        "mode": plan.mode,
+        "float": dict(comparison.reference) if comparison is not None else {},
+        "quantized": dict(comparison.candidate) if comparison is not None else {},
+        "agreement_top1": comparison.agreement_top1 if comparison is not None else None,
+        "sqnr_db": sqnr if sqnr is not None and math.isfinite(sqnr) else None,
+        "sqnr_infinite": sqnr == math.inf,
+        "checked_samples": comparison.samples if comparison is not None else 0,
+        "labelled_samples": comparison.labelled if comparison is not None else 0,
+        "size_bytes": {"float": float_bytes, "quantized": quantized_bytes},
+        "latency_ms": {name: times.median_ms for name, times in latency.items()} or {"float": None, "quantized": None},
+        "seconds": dict(seconds),
+        "peak_rss_bytes": peak_memory_bytes(),
+        "float_nodes": [
+            {"name": node.name, "operator": node.operator, "reason": node.reason} for node in plan.float_nodes
+        ],
+        "notes": list(dict.fromkeys(notes)),
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far, bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,339 @@
+"""What a chip can do, as data: the records that one TOML file per target fills, and their reader.
+
+Every field says what the *target* computes; how a network is cut to fit it is planning's work. A new target is one
+TOML file in this folder.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from narrowgauge.core.numbers import IntegerType, integer_type
+from narrowgauge.core.plan import Mode
+from narrowgauge.errors import PlanError, TargetError
+
+Scope = Literal["tensor", "channel", "block"]
+Kind = Literal["compute", "join", "same"]
+Output = Literal["quantized", "float"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorRules:
+    """What encodings the target takes for a kind of tensor.
+
+    Attributes:
+        types: number types it computes with, the preferred one first.
+        symmetric: the zero point must be 0 (of an unsigned type of data without negative numbers, the lowest level).
+        symmetric_types: types of which that holds even where `symmetric` is false (TFLite's int16 beside its int8).
+        granularity: scopes of one scale, the preferred one first.
+        power_of_two: scales must be powers of two.
+        block_sizes: elements per scale where "block" is one of the scopes.
+        source: where that is said.
+    """
+
+    types: tuple[IntegerType, ...]
+    symmetric: bool
+    granularity: tuple[Scope, ...]
+    power_of_two: bool
+    block_sizes: tuple[int, ...]
+    source: str
+    symmetric_types: tuple[IntegerType, ...] = ()
+
+    def is_symmetric(self, type: IntegerType) -> bool:
+        """Whether the zero point of a tensor of this type must be 0."""
+        return self.symmetric or type in self.symmetric_types
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FixedOutput:
+    """An output whose encoding the target fixes (Softmax, Sigmoid, Tanh), per activation type."""
+
+    type: IntegerType
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OperatorRule:
+    """How the target runs some operators in integers.
+
+    Attributes:
+        operators: ONNX operator names.
+        kind: "compute": an integer kernel that is worth converting its inputs for (convolutions, matrix products).
+            "join": an integer kernel that is used where every float input already arrives in integers (additions,
+            pooling); "same": moves or selects levels, so that output and inputs share one encoding (Reshape, MaxPool).
+        output: in what the kernel writes where no integer operator forces it.
+        fuses: activation operators that the kernel applies itself before it rounds.
+        modes: in which of the three ways of post-training quantization the target runs it.
+        constant_weights: only products with constant weights run in integers, not those of two activations.
+        shares_inputs: all inputs (and the output) must have one encoding (Concat).
+        fixed_output: output encodings that the target fixes; empty if it does not.
+        types: activation types where they differ from the target's; empty for the target's.
+        weight_types: likewise of weights.
+        weight_granularity: likewise of weights.
+        source: where that is said.
+    """
+
+    operators: tuple[str, ...]
+    kind: Kind
+    output: Output
+    fuses: tuple[str, ...]
+    modes: tuple[Mode, ...]
+    constant_weights: bool
+    shares_inputs: bool
+    fixed_output: tuple[FixedOutput, ...]
+    types: tuple[IntegerType, ...]
+    weight_types: tuple[IntegerType, ...]
+    weight_granularity: tuple[Scope, ...]
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arithmetic:
+    """How accumulators become levels again.
+
+    Attributes:
+        requantization: name of the rule, `unknown` where nobody outside says it.
+        rounding: what happens to ties: half_even, half_away, half_up or unknown.
+        bit_exact: whether the Q/DQ simulation equals the target's integers but for rounding ties.
+        source: where that is said.
+    """
+
+    requantization: str
+    rounding: str
+    bit_exact: bool
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """A chip or an engine: what it quantizes, to what, and how it rounds.
+
+    Attributes:
+        name: as given to `--target`.
+        title: for people.
+        version: of the engine that the rows were read from or measured on.
+        formats: what its file is, the preferred one first; empty where this version writes none.
+        runtime: name of the engine that can run the file here, "" if none.
+        activations: rules of activations.
+        weights: rules of weights.
+        bias_bits: width of a bias, 0 where it stays float.
+        all_integer: a node that stays float ends the part that the chip runs, so inputs and outputs are integers too.
+        arithmetic: how it rounds.
+        operators: what it runs in integers; an operator that no rule names stays float.
+        notes: what a person should know.
+    """
+
+    name: str
+    title: str
+    version: str
+    formats: tuple[str, ...]
+    runtime: str
+    activations: TensorRules
+    weights: TensorRules
+    bias_bits: int
+    arithmetic: Arithmetic
+    operators: tuple[OperatorRule, ...]
+    notes: tuple[str, ...]
+    all_integer: bool = False
+
+    def rule(self, operator: str) -> OperatorRule | None:
+        """Return the rule of an ONNX operator, None where it stays float."""
+        return next((rule for rule in self.operators if operator in rule.operators), None)
+
+
+def target_from_toml(text: str, *, source: str) -> Target:
+    """Read a target.
+
+    Args:
+        text: the TOML text.
+        source: file name for the error message.
+
+    Raises:
+        TargetError: if it is not TOML, a key is missing or unknown, or a value is not what it should be.
+    """
+    try:
+        return _target(_Table(tomllib.loads(text), "the file"))
+    except (tomllib.TOMLDecodeError, PlanError, TargetError) as error:
+        raise TargetError(f"{source}: {error}") from None
+
+
+_TOML_NAMES = {
+    str: "a text",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "a table",
+}
+
+
+class _Table:
+    """A TOML table that remembers which of its keys were read."""
+
+    def __init__(self, values: Mapping[str, Any], place: str) -> None:
+        self.values = dict(values)
+        self.place = place
+
+    def take(self, key: str, kind: type, default: Any = None) -> Any:
+        if key not in self.values:
+            if default is None:
+                raise TargetError(f"{self.place}: key {key!r} is missing")
+            return default
+        value = self.values.pop(key)
+        if isinstance(value, int) and kind is float and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise TargetError(f"{self.place}: expected {key!r} to be {_TOML_NAMES[kind]}, got {value!r}")
+        return value
+
+    def text(self, key: str) -> str:
+        value = cast(str, self.take(key, str))
+        if not value.strip():
+            raise TargetError(f"{self.place}: expected {key!r} to say something, got an empty text")
+        return value
+
+    def tables(self, key: str, default: list[Any] | None = None) -> list[_Table]:
+        rows = self.take(key, list, default)
+        for row in rows:
+            if not isinstance(row, dict):
+                raise TargetError(f"{self.place}: expected {key!r} to hold tables, got {row!r}")
+        return [_Table(row, f"{key}, row {number}") for number, row in enumerate(rows, start=1)]
+
+    def strings(self, key: str, allowed: tuple[str, ...] = (), default: list[str] | None = None) -> tuple[str, ...]:
+        values = self.take(key, list, default)
+        for value in values:
+            if not isinstance(value, str) or (allowed and value not in allowed):
+                raise TargetError(
+                    f"{self.place}: expected {key!r} to hold {', '.join(allowed) or 'texts'}, got {value!r}"
+                )
+        return tuple(values)
+
+    def choice(self, key: str, allowed: tuple[str, ...], default: str | None = None) -> str:
+        value = self.take(key, str, default)
+        if value not in allowed:
+            raise TargetError(f"{self.place}: expected {key!r} to be one of {', '.join(allowed)}, got {value!r}")
+        return cast(str, value)
+
+    def types(self, key: str, default: list[str] | None = None) -> tuple[IntegerType, ...]:
+        try:
+            return tuple(integer_type(name) for name in self.strings(key, default=default))
+        except PlanError as error:
+            raise TargetError(f"{self.place}: {key}: {error}") from None
+
+    def end(self) -> None:
+        if self.values:
+            raise TargetError(f"{self.place}: unknown key {sorted(self.values)[0]!r}")
+
+
+_SCOPES = ("tensor", "channel", "block")
+
+
+def _target(table: _Table) -> Target:
+    target = Target(
+        name=table.text("name"),
+        title=table.text("title"),
+        version=table.take("version", str),
+        formats=table.strings("formats"),
+        runtime=table.take("runtime", str, ""),
+        activations=_tensor_rules(table, "activations"),
+        weights=_tensor_rules(table, "weights"),
+        bias_bits=table.take("bias_bits", int),
+        arithmetic=_arithmetic(_Table(table.take("arithmetic", dict), "arithmetic")),
+        operators=tuple(_operator_rule(row) for row in table.tables("operators")),
+        notes=table.strings("notes", default=[]),
+        all_integer=table.take("all_integer", bool, False),
+    )
+    table.end()
+    if not (target.bias_bits == 0 or 8 <= target.bias_bits <= 32):
+        raise TargetError(f"the file: expected bias_bits 0 (float) or 8 to 32, got {target.bias_bits}")
+    _check_once(target)
+    return target
+
+
+def _tensor_rules(parent: _Table, key: str) -> TensorRules:
+    table = _Table(parent.take(key, dict), key)
+    rules = TensorRules(
+        types=table.types("types"),
+        symmetric=table.take("symmetric", bool),
+        granularity=cast("tuple[Scope, ...]", table.strings("granularity", _SCOPES)),
+        power_of_two=table.take("power_of_two", bool, False),
+        block_sizes=_block_sizes(table),
+        source=table.text("source"),
+        symmetric_types=table.types("symmetric_types", []),
+    )
+    table.end()
+    if not rules.types or not rules.granularity:
+        raise TargetError(f"{key}: expected at least one type and one granularity")
+    if ("block" in rules.granularity) != bool(rules.block_sizes):
+        raise TargetError(f"{key}: expected block_sizes exactly where 'block' is one of granularity")
+    return rules
+
+
+def _block_sizes(table: _Table) -> tuple[int, ...]:
+    sizes = table.take("block_sizes", list, [])
+    for size in sizes:
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise TargetError(f"{table.place}: expected 'block_sizes' to hold positive integers, got {size!r}")
+    return tuple(sizes)
+
+
+def _arithmetic(table: _Table) -> Arithmetic:
+    arithmetic = Arithmetic(
+        requantization=table.text("requantization"),
+        rounding=table.choice("rounding", ("half_even", "half_away", "half_up", "unknown")),
+        bit_exact=table.take("bit_exact", bool),
+        source=table.text("source"),
+    )
+    table.end()
+    return arithmetic
+
+
+def _operator_rule(table: _Table) -> OperatorRule:
+    rule = OperatorRule(
+        operators=table.strings("operators"),
+        kind=cast(Kind, table.choice("kind", ("compute", "join", "same"))),
+        output=cast(Output, table.choice("output", ("quantized", "float"), "quantized")),
+        fuses=table.strings("fuses", default=[]),
+        modes=cast("tuple[Mode, ...]", table.strings("modes", ("static", "dynamic", "weight-only"), ["static"])),
+        constant_weights=table.take("constant_weights", bool, False),
+        shares_inputs=table.take("shares_inputs", bool, False),
+        fixed_output=tuple(_fixed_output(row) for row in table.tables("fixed_output", [])),
+        types=table.types("types", []),
+        weight_types=table.types("weight_types", []),
+        weight_granularity=cast("tuple[Scope, ...]", table.strings("weight_granularity", _SCOPES, [])),
+        source=table.text("source"),
+    )
+    table.end()
+    if not rule.operators:
+        raise TargetError(f"{table.place}: expected at least one operator")
+    return rule
+
+
+def _fixed_output(table: _Table) -> FixedOutput:
+    fixed = FixedOutput(
+        type=integer_type(table.take("type", str)),
+        scale=table.take("scale", float),
+        zero_point=table.take("zero_point", int),
+    )
+    table.end()
+    if not 0 < fixed.scale < float("inf"):
+        raise TargetError(f"{table.place}: expected a positive finite scale, got {fixed.scale}")
+    if not fixed.type.minimum <= fixed.zero_point <= fixed.type.maximum:
+        raise TargetError(
+            f"{table.place}: expected zero_point in {fixed.type.minimum} to {fixed.type.maximum} of {fixed.type.name}, "
+            f"got {fixed.zero_point}"
+        )
+    return fixed
+
+
+def _check_once(target: Target) -> None:
+    seen: set[str] = set()
+    for rule in target.operators:
+        twice = seen.intersection(rule.operators)
+        if twice:
+            raise TargetError(f"operators: {sorted(twice)[0]} stands in two rows")
+        seen.update(rule.operators)
