@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from narrowgauge.calibration.statistics import Statistics
+    from narrowgauge.comparison import compare
     from narrowgauge.core.encoding import Encoding
     from narrowgauge.core.plan import Plan
     from narrowgauge.errors import NarrowgaugeError
@@ -30,10 +31,25 @@ _HOMES = {
     "Statistics": "narrowgauge.calibration.statistics",
     "Target": "narrowgauge.targets.schema",
     "calibrate": "narrowgauge.pipeline",
+    "compare": "narrowgauge.comparison",
     "quantize": "narrowgauge.pipeline",
 }
 
-__all__ = [*_HOMES, "__version__"]
+__all__ = [
+    "Encoding",
+    "NarrowgaugeError",
+    "Plan",
+    "Progress",
+    "Recipe",
+    "Result",
+    "Rule",
+    "Statistics",
+    "Target",
+    "__version__",
+    "calibrate",
+    "compare",
+    "quantize",
+]
 
 
 def __getattr__(name: str) -> Any:

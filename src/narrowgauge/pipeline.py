@@ -22,16 +22,19 @@ from narrowgauge.data import Batch, Preprocess, Samples, batches, default_prepro
 from narrowgauge.data.preprocess import load_preprocess
 from narrowgauge.data.splitting import split
 from narrowgauge.errors import DataError, ModelError, RecipeError, StatisticsError
-from narrowgauge.exporters.folder import SUMMARY, new_folder, write_forms, write_summary
-from narrowgauge.exporters.forms import Forms, forms_for
+from narrowgauge.exporters.folder import SUMMARY, describe_files, new_folder, write_forms, write_summary
+from narrowgauge.exporters.forms import Forms, check_format, forms_for
 from narrowgauge.graph.digest import network_digest
 from narrowgauge.graph.engine import weight_bytes
 from narrowgauge.graph.quantized import is_quantized
 from narrowgauge.importers.onnx import ImportedModel, load
+from narrowgauge.planning.choices import Choices, NodeChoice
 from narrowgauge.planning.fill import fill
-from narrowgauge.planning.place import Placement, place
+from narrowgauge.planning.place import place
 from narrowgauge.recipe import SCOPES, Recipe, choices, keep_float_rules, load_recipe
 from narrowgauge.recovery.bias_correction import correct_bias
+from narrowgauge.recovery.outliers import split_outliers
+from narrowgauge.recovery.range_refinement import refine_ranges
 from narrowgauge.recovery.smooth import smooth
 from narrowgauge.summary import summarize
 from narrowgauge.targets.registry import load_target
@@ -42,6 +45,10 @@ Model = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 # Samples that calibrate, and that check, where nothing else is said.
 CALIBRATING_SAMPLES = 256
 CHECKING_SAMPLES = 1000
+
+# Samples that ranges are refined on, and with how few it is not worth it.
+_REFINING = 16
+_FEWEST_REFINING = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,6 +152,7 @@ def quantize(  # noqa: PLR0913 - the command line's options, by the same names
         NarrowgaugeError: one of its kinds; the message says what was expected, what came, where, and what to do.
     """
     chosen = target if isinstance(target, Target) else load_target(target)
+    check_format(chosen, format)
     asked = _recipe(recipe, weights, activations, granularity, keep_float)
     job = _Job(statistics_given=statistics, threads=threads, progress=progress or Progress())
     with new_folder(Path(out) if out is not None else None, force=force) as folder:
@@ -153,17 +161,19 @@ def quantize(  # noqa: PLR0913 - the command line's options, by the same names
             opened = job.open(model, imported, data, preprocess, labels)
         calibrating, checking = job.split(opened, samples, check_samples)
         network, made, seen = job.plan(imported.model, chosen, asked, calibrating, plan)
+        checking = job.left_to_check(checking, calibrating, seen, samples)
         with job.stage("lower"):
             forms = forms_for(chosen, network, made, form=format)
             job.notes += forms.notes
         with job.stage("write"):
             written = write_forms(folder, forms, network, made, seen)
         native = chosen.runtime == "onnxruntime" and forms.exported is not None
-        found = job.check(_reference(model, imported), written.runnable, imported.model, checking, metric, native=native)
+        original = _reference(model, imported)
+        found = job.check(original, written.runnable, imported.model, checking, metric, native=native)
         summary = summarize(
             model=_model_name(model), target=chosen.name, recipe=asked.name, plan=made, check=found,
             float_bytes=_float_bytes(model, imported), quantized_bytes=_size(written.runnable),
-            seconds=job.seconds, notes=job.notes,
+            files=describe_files(folder), seconds=job.seconds, notes=job.notes,
         )  # fmt: skip
         write_summary(summary, folder / SUMMARY)
     return Result(
@@ -172,7 +182,7 @@ def quantize(  # noqa: PLR0913 - the command line's options, by the same names
     )  # fmt: skip
 
 
-def calibrate(  # noqa: PLR0913 - the command line's options, by the same names
+def calibrate(
     model: Model,
     data: Any,
     *,
@@ -239,6 +249,15 @@ class _Job:
             self.notes.append(f"the check takes {most} of the {checking.count} samples that did not calibrate")
         return calibrating, checking.take(most)
 
+    def left_to_check(
+        self, checking: Samples | None, calibrating: Samples | None, seen: Statistics | None, asked: int
+    ) -> Samples | None:
+        """Check with the calibrating samples where only reading told how many there are, and none is left."""
+        if checking is None or checking.count is not None or seen is None or seen.samples >= asked:
+            return checking
+        self.notes.append(f"the {seen.samples} samples there are calibrate and check: the check says little")
+        return calibrating
+
     def plan(
         self, network: ir.Model, target: Target, recipe: Recipe, calibrating: Samples | None,
         given: str | Path | Plan | None,
@@ -250,15 +269,37 @@ class _Job:
         if recipe.mode == "static" and (given is None or calibrating is not None):
             statistics = self.calibrate(network, calibrating)
         with self.stage("plan"):
-            placement = place(network, target, asked)
             if statistics is not None and recipe.migrate and given is None:
-                network, statistics = self.migrate(network, statistics, placement)
+                network, statistics, asked = self.tame_outliers(network, statistics, target, asked)
+            placement = place(network, target, asked)
             plan = self.given_plan(given, network) or fill(network, placement, statistics, target, asked)
+        if statistics is not None and recipe.refine_ranges and given is None:
+            with self.stage("refine ranges"):
+                plan = self.refine(network, plan, statistics, target, calibrating)
         if statistics is not None and recipe.correct_bias:
             with self.stage("correct bias"):
                 network, plan = correct_bias(network, plan, statistics)
         self.notes += plan.notes
         return network, replace(plan, network=network_digest(network)), statistics
+
+    def refine(
+        self, network: ir.Model, plan: Plan, statistics: Statistics, target: Target, calibrating: Samples | None
+    ) -> Plan:
+        """Choose ranges by their error behind the next layers, on a few samples that can be read again."""
+        count = calibrating.count if calibrating is not None else None
+        if calibrating is None or count is None or count < _FEWEST_REFINING:
+            self.notes.append(
+                f"ranges were not refined: that takes {_FEWEST_REFINING} samples or more that can be read twice"
+            )
+            return plan
+        few = list(_batches(network, calibrating.take(_REFINING))())
+        plan, done = refine_ranges(
+            network, plan, statistics, few, symmetric=target.activations.is_symmetric,
+            power_of_two=target.activations.power_of_two, threads=self.threads,
+        )  # fmt: skip
+        if done:
+            self.notes.append(f"the ranges of {len(done)} values were chosen by their error behind the next layers")
+        return plan
 
     def calibrate(self, network: ir.Model, samples: Samples | None) -> Statistics:
         given = self.statistics_given
@@ -290,9 +331,26 @@ class _Job:
         self.notes += samples.notes
         return statistics
 
-    def migrate(
-        self, network: ir.Model, statistics: Statistics, placement: Placement
-    ) -> tuple[ir.Model, Statistics]:
+    def tame_outliers(
+        self, network: ir.Model, statistics: Statistics, target: Target, asked: Choices
+    ) -> tuple[ir.Model, Statistics, Choices]:
+        """Take the outlier channels out of what integer products read."""
+        placement = place(network, target, asked)
+        writing_float = {
+            str(node.name)
+            for node in network.graph
+            if node.name in placement.integer_nodes and (rule := target.rule(node.op_type)) and rule.output == "float"
+        }
+        network, statistics, splits = split_outliers(network, statistics, layers=writing_float)
+        self.notes += [
+            f"channel {', '.join(map(str, one.channels))} of {one.value!r} reaches {one.range_before:.3g}, the others "
+            f"{one.range_after:.3g}: it is multiplied in float"
+            for one in splits
+        ]
+        asked = replace(asked, nodes={**asked.nodes, **{
+            name: NodeChoice(keep_float=f"outlier channels of {one.value} are multiplied in float")
+            for one in splits for name in one.float_nodes
+        }})  # fmt: skip
         network, statistics, done = smooth(network, statistics, layers=placement.integer_nodes)
         if done:
             worst = max(done, key=lambda migration: migration.factor)
@@ -300,7 +358,7 @@ class _Job:
                 f"outlier channels of {len(done)} values were scaled into the next weights, most of all channel "
                 f"{worst.channel} of {worst.value!r}, by {worst.factor:.3g}"
             )
-        return network, statistics
+        return network, statistics, asked
 
     def given_plan(self, given: str | Path | Plan | None, network: ir.Model) -> Plan | None:
         if given is None:
@@ -313,7 +371,7 @@ class _Job:
             )
         return plan
 
-    def check(  # noqa: PLR0913 - the two networks, the samples and how to run them
+    def check(
         self, original: ir.Model | Path, runnable: Path, network: ir.Model, checking: Samples | None,
         metric: Callable[..., Any] | None, *, native: bool,
     ) -> Check | None:  # fmt: skip

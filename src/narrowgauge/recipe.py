@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import onnx_ir as ir
 
@@ -56,8 +56,8 @@ class Rule:
         """
         return NodeChoice(
             keep_float=f"kept float by the recipe ({self.description})" if self.keep_float else None,
-            weights=_type(self.weights),
-            activations=_type(self.activations),
+            weights=_type(self.weights, "weights"),
+            activations=_type(self.activations, "activations"),
             granularity=self.granularity,
             estimator=estimator(self.estimator) if self.estimator else None,
         )
@@ -176,7 +176,8 @@ def _checked(values: Mapping[str, Any], defaults: object, place: str) -> dict[st
     if values.get("mode", "static") not in MODES:
         raise RecipeError(f"{place}: expected 'mode' to be one of {', '.join(MODES)}, got {values['mode']!r}")
     if values.get("granularity") not in (None, *SCOPES):
-        raise RecipeError(f"{place}: expected 'granularity' to be one of {', '.join(SCOPES)}, got {values['granularity']!r}")
+        got = values["granularity"]
+        raise RecipeError(f"{place}: expected 'granularity' to be one of {', '.join(SCOPES)}, got {got!r}")
     return dict(values)
 
 
@@ -187,7 +188,7 @@ def keep_float_rules(names: Iterable[str]) -> tuple[Rule, ...]:
 
 def _keep_float_rule(name: str) -> Rule:
     if name in POSITIONS:
-        return Rule(position=cast(Position, name), keep_float=True)
+        return Rule(position=name, keep_float=True)
     return Rule(node=name, keep_float=True)
 
 
@@ -205,7 +206,9 @@ def choices(recipe: Recipe, model: ir.Model | None = None) -> tuple[Choices, tup
         RecipeError: if a type or an estimator is unknown.
     """
     everywhere = NodeChoice(
-        weights=_type(recipe.weights), activations=_type(recipe.activations), granularity=recipe.granularity
+        weights=_type(recipe.weights, "weights"),
+        activations=_type(recipe.activations, "activations"),
+        granularity=recipe.granularity,
     )
     nodes: dict[str, NodeChoice] = {}
     notes = []
@@ -251,7 +254,7 @@ def end_layers(model: ir.Model, position: Position) -> list[ir.Node]:
     behind: set[ir.Node] = set()  # nodes with a weighted one among those that come to them
     found = []
     for node in nodes:
-        near = [n for n in (node.predecessors() if position == "first" else node.successors())]
+        near = node.predecessors() if position == "first" else node.successors()
         passed = any(other in behind or weight_inputs(other) for other in near)
         if passed:
             behind.add(node)
@@ -260,10 +263,10 @@ def end_layers(model: ir.Model, position: Position) -> list[ir.Node]:
     return found
 
 
-def _type(name: str) -> Any:
+def _type(name: str, what: str) -> Any:
     if not name:
         return None
     try:
         return integer_type(name)
     except PlanError as error:
-        raise RecipeError(str(error)) from None
+        raise RecipeError(f"{what}: {error}") from None

@@ -21,13 +21,15 @@ def summarize(
     check: Check | None,
     float_bytes: int,
     quantized_bytes: int,
+    files: Mapping[str, Mapping[str, int | str]],
     seconds: Mapping[str, float],
     notes: Sequence[str],
 ) -> dict[str, Any]:
     """Put a run's figures together as JSON values; a figure that was not measured is null.
 
     Sizes are bytes, times seconds but for `latency_ms`, accuracies percent, `sqnr_db` decibels (null where both
-    networks' outputs are equal: `sqnr_infinite` is then true).
+    networks' outputs are equal: `sqnr_infinite` is then true). `files` are those beside the summary, each with size and
+    sha256.
     """
     comparison = check.comparison if check is not None else None
     latency = check.latency if check is not None else {}
@@ -46,6 +48,7 @@ def summarize(
         "labelled_samples": comparison.labelled if comparison is not None else 0,
         "size_bytes": {"float": float_bytes, "quantized": quantized_bytes},
         "latency_ms": {name: times.median_ms for name, times in latency.items()} or {"float": None, "quantized": None},
+        "files": {name: dict(entry) for name, entry in files.items()},
         "seconds": dict(seconds),
         "peak_rss_bytes": peak_memory_bytes(),
         "float_nodes": [

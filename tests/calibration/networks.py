@@ -100,7 +100,9 @@ def batches_of(model: ir.Model, data: Any, size: int = 8) -> Iterator[Batch]:
     return batches(open_samples(data, specs), size, specs)
 
 
-def exposed(model: ir.Model, feeds: Sequence[dict[str, npt.NDArray[Any]]], names: Sequence[str]) -> dict[str, list[Array]]:
+def exposed(
+    model: ir.Model, feeds: Sequence[dict[str, npt.NDArray[Any]]], names: Sequence[str]
+) -> dict[str, list[Array]]:
     """Values of the network as ONNX Runtime computes them, run by run, without any rewriting."""
     proto = ir.to_proto(model)
     taken = {value.name for value in proto.graph.output}

@@ -1,5 +1,6 @@
 """One pass over the samples, on real networks in ONNX Runtime."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +130,18 @@ def test_rows_that_fill_a_fixed_batch_are_not_counted() -> None:
         check_counts(padded.tensors[name], exposed(free, [{"x": data}], [name])[name])
 
 
+def test_rows_of_an_input_without_a_batch_axis_are_no_filling() -> None:
+    text = """
+    <ir_version: 10, opset_import: ["": 21]>
+    g (float[3, 5] x) => (float[3, 5] y) { y = Relu(x) }
+    """
+    whole_input = np.arange(15, dtype=np.float32).reshape(3, 5)
+    batch = Batch(feed={"x": whole_input}, count=1, names=("one",), labels=(None,))
+    found = collect(network(text, {}), [batch])
+    assert found.samples == 1
+    assert (found.tensors["y"].maximum, found.tensors["y"].histogram.total) == (14.0, 15)
+
+
 def test_values_without_elements_are_empty_and_harmless() -> None:
     text = """
     <ir_version: 10, opset_import: ["": 21]>
@@ -175,7 +188,7 @@ def test_shards_in_any_order_and_batches_add_up_to_one_pass(
 ) -> None:
     model, data = convolutions(), pictures(9)
     edges = [0, *sorted(cuts), 9]
-    shards = [data[start:stop] for start, stop in zip(edges[:-1], edges[1:], strict=True) if stop > start]
+    shards = [data[start:stop] for start, stop in itertools.pairwise(edges) if stop > start]
     parts = [collect(model, batches_of(model, shard, size)) for shard, size in zip(shards, sizes, strict=False)]
     turns = [index for index in order if index < len(parts)]
     merged = parts[turns[0]]
@@ -324,9 +337,7 @@ def test_network_of_the_zoo_has_the_extremes_of_its_exposed_values(zoo: Path) ->
     path = next(folder.glob("*.onnx"))
     model = load(path).model
     specs = input_specs(model)
-    samples = open_samples(
-        zoo / "images/nips17", specs, preprocess=load_preprocess(path.with_suffix(".toml"))
-    ).take(3)
+    samples = open_samples(zoo / "images/nips17", specs, preprocess=load_preprocess(path.with_suffix(".toml"))).take(3)
     runs = list(group(samples, 3, specs))
     found = collect(model, runs)
     values = exposed(model, [dict(batch.feed) for batch in runs], list(found.tensors))

@@ -92,7 +92,9 @@ def test_aliases_lead_to_the_value_that_was_observed() -> None:
 
 
 def test_saving_and_loading(tmp_path: Path) -> None:
-    original = statistics(y=seen([[1, 2, 3], [-4, 0, 7]], 5), empty=NOTHING, plain=replace(seen([[1, 2, 3]]), channels=None))
+    original = statistics(
+        y=seen([[1, 2, 3], [-4, 0, 7]], 5), empty=NOTHING, plain=replace(seen([[1, 2, 3]]), channels=None)
+    )
     path = tmp_path / "statistics.npz"
     original.save(path)
     original.save(str(path))

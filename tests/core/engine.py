@@ -74,7 +74,5 @@ def _run(graph: onnx.GraphProto, value: npt.NDArray[Any]) -> list[Any]:
     options.intra_op_num_threads = 1
     # Unoptimized: a rewritten pair of Q and DQ would be no reference.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return list(session.run(None, {graph.input[0].name: value}))

@@ -50,7 +50,10 @@ def test_round_trip_is_onnx_runtimes(name: str, granularity: Granularity) -> Non
     encoding = drawn_encoding(name, granularity, shape, seed=7)
     reach = float(encoding.scale.max()) * encoding.type.levels
     values = np.random.default_rng(8).uniform(-reach, reach, shape).astype(np.float32)
-    values.reshape(-1)[:2] = [1e6, -1e6]  # beyond 2^31 steps ONNX Runtime's blocked loops overflow, against the standard
+    values.reshape(-1)[:2] = [
+        1e6,
+        -1e6,
+    ]  # beyond 2^31 steps ONNX Runtime's blocked loops overflow, against the standard
     levels, real = ort_round_trip(values, encoding)
     if levels is not None:
         np.testing.assert_array_equal(quantize(values, encoding), levels)

@@ -28,7 +28,9 @@ def test_name_and_storage(bits: int, signed: bool, narrow: bool) -> None:
     assert kind.storage.itemsize * 8 < 2 * max(bits, 5)
 
 
-@pytest.mark.parametrize("name", ["int1", "int17", "uint0", "int64", "float8", "int", "uint8_narrow", "", "int8 narrow"])
+@pytest.mark.parametrize(
+    "name", ["int1", "int17", "uint0", "int64", "float8", "int", "uint8_narrow", "", "int8 narrow"]
+)
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(PlanError):
         integer_type(name)

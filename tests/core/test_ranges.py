@@ -47,9 +47,7 @@ def test_range_is_covered_and_zero_is_exact(
         ("uint2", 0.0, 3.0, False, 1.0, 0),
     ],
 )
-def test_known_encodings(
-    name: str, low: float, high: float, symmetric: bool, scale: float, zero_point: int
-) -> None:
+def test_known_encodings(name: str, low: float, high: float, symmetric: bool, scale: float, zero_point: int) -> None:
     encoding = encoding_from_range(low, high, integer_type(name), PerTensor(), symmetric=symmetric)
     assert encoding.scale == np.float32(scale)
     assert encoding.zero_point == zero_point

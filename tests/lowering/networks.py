@@ -57,9 +57,41 @@ def calibrated_plan(
     return fill(model, place(model, target, choices), statistics, target, choices)
 
 
-def hand_plan(
-    encodings: Mapping[str, AnyEncoding], *, mode: Mode = "static", float_nodes: Sequence[str] = ()
+MOVING = {"Flatten", "Reshape", "Slice", "Pad", "MaxPool"}
+
+
+def integer_plan(
+    model: ir.Model, feed: Feed, *, activations: str = "uint8", weights: str = "int8", channels: bool = True
 ) -> Plan:
+    """Plan every operator of a convolutional network in integers, each value with the range that one feed gives it."""
+    everything = model.clone()
+    everything.graph.outputs[:] = [value for each in everything.graph for value in each.outputs]
+    seen = {**run(everything, feed), **feed}
+    kind = integer_type(activations)
+    encodings: dict[str, AnyEncoding] = {}
+    for name in (str(value.name) for value in model.graph.inputs):
+        encodings[name] = encoding_from_range(seen[name].min(), seen[name].max(), kind, PerTensor())
+    for each in model.graph:
+        output = str(each.outputs[0].name)
+        follower = next(iter(each.outputs[0].consumers()), None)
+        if each.op_type in {"Conv", "Gemm"} and each.inputs[1] is not None:
+            array = each.inputs[1].const_value.numpy()
+            axis = 0 if each.op_type == "Conv" or each.attributes.get_int("transB", 0) else 1
+            encodings[str(each.inputs[1].name)] = (
+                per_channel(weights, array, axis)
+                if channels
+                else encoding_from_range(array.min(), array.max(), integer_type(weights), PerTensor(), symmetric=True)
+            )
+        if each.op_type in MOVING:
+            encodings[output] = encodings[str(each.inputs[0].name)]
+        elif not each.outputs[0].is_graph_output() and follower is not None and follower.op_type in {"Relu", "Clip"}:
+            continue
+        else:
+            encodings[output] = encoding_from_range(seen[output].min(), seen[output].max(), kind, PerTensor())
+    return hand_plan(encodings)
+
+
+def hand_plan(encodings: Mapping[str, AnyEncoding], *, mode: Mode = "static", float_nodes: Sequence[str] = ()) -> Plan:
     nodes = tuple(FloatNode(name=name, operator="", reason="by hand") for name in float_nodes)
     return Plan(target="by hand", mode=mode, encodings=encodings, float_nodes=nodes)
 
@@ -89,10 +121,13 @@ def optimised(model: ir.Model, folder: Path, optimization: Optimization = "exten
 
     options = session_options(threads=1, optimization=optimization)
     options.optimized_model_filepath = str(folder / "optimised.onnx")
-    onnxruntime.InferenceSession(
-        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
     return Counter(node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node)
+
+
+def products(model: ir.Model, *operators: str) -> int:
+    """Count the operators that multiply with constant weights."""
+    return sum(each.op_type in operators and each.inputs[1].const_value is not None for each in model.graph)
 
 
 def sqnr(reference: np.ndarray, other: np.ndarray) -> float:

@@ -93,5 +93,5 @@ def _warnings(comparison: Comparison, latency: dict[str, Latency]) -> tuple[str,
         )
     if latency and latency["quantized"].median_ms > latency["float"].median_ms:
         ratio = latency["quantized"].median_ms / latency["float"].median_ms
-        warnings.append(f"the quantized network is {ratio:.2f} times slower than the float one on this machine, one thread")
+        warnings.append(f"the quantized network is {ratio:.2f} times slower than the float one here, on one thread")
     return tuple(warnings)

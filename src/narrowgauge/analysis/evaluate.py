@@ -163,6 +163,11 @@ class _Tally:
     def count_right(self, ranks: list[Array], picks: list[Array], labels: Sequence[int | None]) -> None:
         known = np.array([number for number, label in enumerate(labels) if label is not None])
         truth = np.array([label for label in labels if label is not None])
+        if truth.max() >= self.classes:
+            raise DataError(
+                f"expected labels from 0 to {self.classes - 1}, as the network has {self.classes} scores, got "
+                f"{truth.max()}; if they count from 1, set label_offset = -1 in --preprocess"
+            )
         self.labelled += known.size
         for model in range(2):
             self.right[model] += int((picks[model][known] == truth).sum())
@@ -204,7 +209,7 @@ class _Judge:
 
     def __init__(self, metric: Callable[..., Any] | None) -> None:
         self.name = getattr(metric, "__name__", "metric")
-        self.stateful = metric() if inspect.isclass(metric) else None
+        self.stateful: StatefulMetric | None = metric() if metric is not None and inspect.isclass(metric) else None
         self.metric = None if inspect.isclass(metric) else metric
         self.total, self.weight = 0.0, 0
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from narrowgauge.calibration.histogram import Intervals
+from narrowgauge.calibration.histogram import Intervals, intervals
+from narrowgauge.calibration.statistics import TensorStatistics
 
 Array = npt.NDArray[np.float64]
 
@@ -36,8 +37,12 @@ class Density:
         return float(self.masses.sum()) + (float(self.cumulative[-1]) if self.cumulative.size else 0.0)
 
 
-def density(laid: Intervals) -> Density:
-    """Part a histogram into bins of some width and point masses."""
+def density(tensor: TensorStatistics) -> Density:
+    """Part a tensor's histogram into bins of some width and point masses.
+
+    One value of each outermost bin is known exactly: it is the extreme.
+    """
+    laid = _with_extremes(intervals(tensor.histogram, tensor.minimum, tensor.maximum), tensor)
     is_point = laid.lower == laid.upper
     is_kept_point = is_point & (laid.lower != 0.0)
     counts = laid.counts[~is_point]
@@ -48,6 +53,20 @@ def density(laid: Intervals) -> Density:
     return Density(
         ends=ends, cumulative=cumulative, points=laid.lower[is_kept_point], masses=laid.counts[is_kept_point]
     )
+
+
+def _with_extremes(laid: Intervals, tensor: TensorStatistics) -> Intervals:
+    """Take the extremes out of the bins that end there and make them bins of no width."""
+    at_low = laid.lower == tensor.minimum
+    at_high = (laid.upper == tensor.maximum) & ~at_low
+    ends = np.concatenate([np.full(int(at_low.any()), tensor.minimum), np.full(int(at_high.any()), tensor.maximum)])
+    counts = laid.counts.copy()
+    counts[np.flatnonzero(at_low)[:1]] -= 1.0
+    counts[np.flatnonzero(at_high)[-1:]] -= 1.0
+    lower, upper = np.concatenate([laid.lower, ends]), np.concatenate([laid.upper, ends])
+    counts = np.concatenate([counts, np.ones(ends.size)])
+    order = np.lexsort((upper, lower))
+    return Intervals(lower=lower[order], upper=upper[order], counts=counts[order])
 
 
 def counts_between(seen: Density, edges: Array) -> Array:

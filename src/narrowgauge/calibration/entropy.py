@@ -7,7 +7,6 @@ import numpy.typing as npt
 
 from narrowgauge.calibration.density import Array, density, magnitude_counts
 from narrowgauge.calibration.extremes import Range, cut, exact_range
-from narrowgauge.calibration.histogram import intervals
 from narrowgauge.calibration.statistics import TensorStatistics
 from narrowgauge.core.granularity import PerTensor
 from narrowgauge.core.numbers import IntegerType
@@ -34,7 +33,7 @@ def entropy_range(tensor: TensorStatistics, type: IntegerType, *, symmetric: boo
     """
     exact = exact_range(tensor)
     reach = max(-exact.minimum, exact.maximum)
-    seen = density(intervals(tensor.histogram, exact.minimum, exact.maximum))
+    seen = density(tensor)
     if reach == 0.0 or seen.total == 0.0:
         return exact
     counts = magnitude_counts(seen, reach, BINS)
@@ -43,9 +42,9 @@ def entropy_range(tensor: TensorStatistics, type: IntegerType, *, symmetric: boo
     if levels >= BINS or not counts.any():
         return exact
     coarse = np.unique(np.append(np.arange(levels, BINS, _COARSE), BINS))
-    best = _best(coarse, _divergences(counts, coarse, levels))
+    best = _best(coarse, divergences(counts, coarse, levels))
     fine = np.arange(max(levels, best - _COARSE + 1), min(BINS, best + _COARSE) + 1)
-    best = _best(fine, _divergences(counts, fine, levels))
+    best = _best(fine, divergences(counts, fine, levels))
     threshold = (best + 0.5) * reach / BINS
     return cut(exact, -threshold, threshold)
 
@@ -56,11 +55,11 @@ def _levels_of_one_side(exact: Range, type: IntegerType, *, symmetric: bool) -> 
     return 1 + round(max(-exact.minimum, exact.maximum) / float(encoding.scale))
 
 
-def _best(candidates: npt.NDArray[np.int64], divergences: Array) -> int:
-    return int(candidates[divergences <= divergences.min() + _EQUAL][-1])
+def _best(candidates: npt.NDArray[np.int64], found: Array) -> int:
+    return int(candidates[found <= found.min() + _EQUAL][-1])
 
 
-def _divergences(counts: Array, candidates: npt.NDArray[np.int64], levels: int) -> Array:
+def divergences(counts: Array, candidates: npt.NDArray[np.int64], levels: int) -> Array:
     """KL(P||Q) of each candidate number of bins, in nats, from running sums: one logarithm per candidate and level.
 
     Q is constant over the non-empty bins of a group, so sum P log Q needs only each group's total and their number.
@@ -85,9 +84,9 @@ def _divergences(counts: Array, candidates: npt.NDArray[np.int64], levels: int) 
     own = entropy[candidates - 1] + _times_log(last, last)
     with np.errstate(divide="ignore", invalid="ignore"):
         other = _times_log(held, kept / np.maximum(number, 1)).sum(axis=1)
-        divergences = (own - other) / total - np.log(total) + np.log(below[candidates])
+        found = (own - other) / total - np.log(total) + np.log(below[candidates])
     # Where the last group is empty and the outliers fall into it, the divergence is infinite.
-    return np.where((kept[:, -1] > 0) | (held[:, -1] == 0), divergences, np.inf)
+    return np.where((kept[:, -1] > 0) | (held[:, -1] == 0), found, np.inf)
 
 
 def _times_log(factors: Array, arguments: Array) -> Array:

@@ -65,7 +65,6 @@ def exact_range(tensor: TensorStatistics) -> Range:
 
 
 def cut(exact: Range, low: float, high: float) -> Range:
-    """Return the range from `low` to `high`, kept inside the exact extremes."""
-    return Range(
-        minimum=min(max(low, exact.minimum), exact.maximum), maximum=max(min(high, exact.maximum), exact.minimum)
-    )
+    """Return the range from `low` to `high`, kept inside the exact extremes and zero, which every encoding holds."""
+    least, most = min(exact.minimum, 0.0), max(exact.maximum, 0.0)
+    return Range(minimum=min(max(low, least), most), maximum=max(min(high, most), least))

@@ -6,7 +6,6 @@ import numpy as np
 
 from narrowgauge.calibration.density import Array, Density, counts_between, density
 from narrowgauge.calibration.extremes import Range, cut, exact_range
-from narrowgauge.calibration.histogram import intervals
 from narrowgauge.calibration.statistics import TensorStatistics
 from narrowgauge.core.granularity import PerAxis
 from narrowgauge.core.numbers import IntegerType
@@ -36,7 +35,7 @@ def mse_range(tensor: TensorStatistics, type: IntegerType, *, symmetric: bool) -
     """
     exact = exact_range(tensor)
     low, high = min(exact.minimum, 0.0), max(exact.maximum, 0.0)
-    seen = density(intervals(tensor.histogram, exact.minimum, exact.maximum))
+    seen = density(tensor)
     if seen.total == 0.0 or low == high:
         return exact
     if symmetric:
@@ -49,7 +48,7 @@ def mse_range(tensor: TensorStatistics, type: IntegerType, *, symmetric: bool) -
     best = int(np.argmin(coarse(lows, highs)))
     fine = _Error(seen, _native_edges(seen), type, symmetric)
     for factor in _REFINEMENTS:
-        lows, highs = _around(float(lows[best]), float(highs[best]), factor, symmetric=symmetric)
+        lows, highs = _around(float(lows[best]), float(highs[best]), factor, type, symmetric=symmetric)
         lows, highs = np.append(np.maximum(lows, low), low), np.append(np.minimum(highs, high), high)
         best = int(np.argmin(fine(lows, highs)))
     return cut(exact, float(lows[best]), float(highs[best]))
@@ -66,14 +65,20 @@ def _pairs(low: float, high: float) -> tuple[Array, Array]:
     return lows.reshape(-1)[:-1], highs.reshape(-1)[:-1]
 
 
-def _around(low: float, high: float, factor: float, *, symmetric: bool) -> tuple[Array, Array]:
-    """The range itself first, then its ends moved by a factor or its inverse."""
+def _around(low: float, high: float, factor: float, type: IntegerType, *, symmetric: bool) -> tuple[Array, Array]:
+    """The range itself first, then its ends moved by a factor or its inverse; with a zero point, also by one step.
+
+    The zero point is rounded, so at few levels the error jumps where it changes: both ends move together over it.
+    """
     moves = np.array([1.0, factor, 1.0 / factor])
     if symmetric:
         reach = max(-low, high)
         return -reach * moves, reach * moves
     lows, highs = np.meshgrid(low * moves, high * moves, indexing="ij")
-    return lows.reshape(-1), highs.reshape(-1)
+    steps = (high - low) * moves / (type.levels - 1)
+    shifted = [np.concatenate([lows.reshape(-1), low * moves - steps, low * moves + steps])]
+    shifted.append(np.concatenate([highs.reshape(-1), high * moves - steps, high * moves + steps]))
+    return np.minimum(shifted[0], 0.0), np.maximum(shifted[1], 0.0)
 
 
 class _Error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -82,10 +84,32 @@ def check_free(out: Path, *, force: bool) -> None:
 
 
 def _put_in_place(temporary: Path, out: Path) -> None:
-    """Rename; an old folder is moved aside first and removed last."""
-    if not out.exists():
+    """Put the new folder where `out` is, in one step of the file system wherever that has one."""
+    if not out.exists() or not any(out.iterdir()):  # an empty folder gives way to one renamed over it
         temporary.rename(out)
-        return
+    elif _exchanged(temporary, out):
+        shutil.rmtree(temporary, ignore_errors=True)
+    else:
+        _replace_in_two_steps(temporary, out)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Let two paths of one file system change places in one step; False where the system cannot.
+
+    Linux: renameat2(2) with RENAME_EXCHANGE; macOS: renamex_np(2) with RENAME_SWAP, which is 2 as well.
+    """
+    library = ctypes.CDLL(None)
+    first, second, exchange, working_folder = os.fsencode(one), os.fsencode(other), 2, -100
+    try:
+        if hasattr(library, "renamex_np"):
+            return bool(library.renamex_np(first, second, exchange) == 0)
+        return bool(library.renameat2(working_folder, first, working_folder, second, exchange) == 0)
+    except AttributeError:  # a C library without either
+        return False
+
+
+def _replace_in_two_steps(temporary: Path, out: Path) -> None:
+    """Move the old folder aside, put the new one in its place, remove the old one."""
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
     old = aside / out.name
     out.rename(old)
@@ -97,6 +121,16 @@ def _put_in_place(temporary: Path, out: Path) -> None:
     finally:
         if out.exists():
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, int | str]]:
+    """List the files of a folder: name -> size in `bytes` and `sha256`, so that damage can be told later."""
+    found: dict[str, dict[str, int | str]] = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+    return found
 
 
 def write_forms(folder: Path, forms: Forms, network: ir.Model, plan: Plan, statistics: Statistics | None) -> Written:

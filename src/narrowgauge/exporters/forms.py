@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from narrowgauge.core.plan import Plan
+from narrowgauge.errors import TargetError
 from narrowgauge.lowering.dynamic import lower_dynamically
 from narrowgauge.lowering.qdq import QdqStyle, lower_to_qdq
 from narrowgauge.lowering.qoperator import lower_to_qoperator
@@ -48,6 +49,17 @@ def _qoperator(model: ir.Model, plan: Plan, target: Target) -> ir.Model:
 FORMATS: dict[str, Writer] = {"qdq": _qdq, "qoperator": _qoperator}
 
 
+def check_format(target: Target, form: str) -> None:
+    """Refuse a format that a target does not have.
+
+    Raises:
+        TargetError: if it is none of the target's.
+    """
+    if form and form not in target.formats:
+        known = f"one of {', '.join(target.formats)}" if target.formats else "none in this version"
+        raise TargetError(f"expected a format of {target.name}, {known}, got {form!r}")
+
+
 def forms_for(target: Target, model: ir.Model, plan: Plan, *, form: str = "") -> Forms:
     """Lower a planned network to every form that it can take.
 
@@ -56,7 +68,11 @@ def forms_for(target: Target, model: ir.Model, plan: Plan, *, form: str = "") ->
         model: the float network that the plan describes.
         plan: the encodings.
         form: which of the target's formats to export, "" for its first.
+
+    Raises:
+        TargetError: if the target has no such format.
     """
+    check_format(target, form)
     notes = []
     simulated = lower_to_qdq(model, plan, QdqStyle(bias_bits=target.bias_bits))
     name = form or (target.formats[0] if target.formats else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Literal
@@ -11,11 +12,15 @@ import onnx_ir as ir
 import onnxruntime
 
 from narrowgauge.errors import RuntimeFailure
+from narrowgauge.graph.edits import all_nodes
 
 Optimization = Literal["none", "basic", "extended", "all"]
 
 # Networks with more bytes of weights are handed over as a file: ONNX Runtime maps it, protobuf stops at 2 GB.
 IN_MEMORY_BYTES = 256 * 2**20
+
+_NOT_REGISTERED = re.compile(r"([\w.]+):(\w+)\(-?\d+\) is not a registered function/op")
+"""How ONNX Runtime says that it has no such operator: `domain:operator(version)`."""
 
 _LEVELS = {
     "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -74,7 +79,24 @@ def open_session(
             return _session(str(path), options)
     except Exception as error:  # ONNX Runtime raises bare classes of its own that share no base
         message = " ".join(str(error).split())
-        raise RuntimeFailure(f"ONNX Runtime could not load the network: {message}") from None
+        raise RuntimeFailure(
+            _unknown_operator(model, message) or f"ONNX Runtime could not load the network: {message}"
+        ) from None
+
+
+def _unknown_operator(model: ir.Model | str | os.PathLike[str], message: str) -> str:
+    """Say which node ONNX Runtime does not know, if that is what it complains of, else ""."""
+    found = _NOT_REGISTERED.search(message)
+    if found is None:
+        return ""
+    domain, operator = found.groups()
+    network = model if isinstance(model, ir.Model) else ir.load(model)
+    node = next((node for node in all_nodes(network) if (node.op_type, node.domain) == (operator, domain)), None)
+    return (
+        f"node {node.name if node is not None else '?'!r} is a {operator} of the domain {domain!r}, which ONNX Runtime "
+        "does not know, so the network cannot be run, calibrated or checked here; export it without that operator, or "
+        "quantize it without samples (--recipe weight-only)"
+    )
 
 
 def _session(source: str | bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:

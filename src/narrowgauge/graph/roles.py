@@ -48,7 +48,9 @@ WEIGHT_ROLES: dict[str, WeightRole] = {
 }
 
 # Outputs hold the levels of one input, moved or selected; value: which input.
-LAYOUT_OPERATORS = {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "DepthToSpace", "SpaceToDepth"}
+LAYOUT_OPERATORS = {
+    "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "DepthToSpace", "SpaceToDepth",
+}  # fmt: skip
 
 # Activation functions that cut a value off; what they cut off needs no level before them.
 CLIPPING_OPERATORS = {"Relu", "Clip"}
@@ -93,7 +95,8 @@ def bias_input(node: ir.Node) -> int | None:
 def output_axis(node: ir.Node, input_number: int) -> int:
     """Axis of a node's weights along which its output channels lie."""
     weights = node.inputs[input_number]
-    assert weights is not None and weights.const_value is not None
+    assert weights is not None
+    assert weights.const_value is not None
     return WEIGHT_ROLES[node.op_type].output_axis(node, len(weights.const_value.shape))
 
 

@@ -25,7 +25,7 @@ from narrowgauge.passes import simplify as simplify_model
 from narrowgauge.passes.fold_constants import fold_constants
 from narrowgauge.passes.fold_shapes import fold_shapes
 
-__all__ = ["ImportedModel", "check_weights", "load"]
+__all__ = ["ImportedModel", "check_weights", "load", "read"]
 
 _PER_CHANNEL_OPSET = 13
 """The first opset whose QuantizeLinear has an axis: an older network that cannot be upgraded is of no use."""
@@ -108,6 +108,15 @@ def load(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model, *, simplify
         refusals = simplify_model(normalised)
     name_everything(normalised)
     return ImportedModel(model=normalised, original=original, notes=tuple(dict.fromkeys(notes)), refusals=refusals)
+
+
+def read(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
+    """Read a network as it is, float or quantized, any opset: checked, but not changed.
+
+    Raises:
+        ModelError: There is no such file, or it is not ONNX, damaged, without its external data, or not a valid graph.
+    """
+    return _read(model)[1]
 
 
 def _read(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> tuple[str, ir.Model]:

@@ -38,7 +38,7 @@ def lower_dynamically(model: ir.Model, plan: Plan) -> ir.Model:
 
     MatMul and Gemm become DynamicQuantizeLinear, MatMulInteger and a product with both scales; Conv likewise with
     ConvInteger; LSTM becomes com.microsoft.DynamicQuantizeLSTM. A value that several of them read is rounded once.
-    Of an operator without such a kernel (GRU, RNN, ...) only the weights are integers, with a DequantizeLinear.
+    Of an operator without such a kernel (GRU, RNN, ...) only the weights are integers, made float when loaded.
 
     Args:
         model: the float network that the plan was made for; it is not changed.
@@ -64,7 +64,7 @@ def lower_dynamically(model: ir.Model, plan: Plan) -> ir.Model:
             continue
         rewrite = _REWRITES.get(node.op_type)
         if rewrite is None or not rewrite(writer, node, encodings):
-            writer.dequantize_weights(node, encodings)
+            writer.convert_weights(node, encodings)
     remove_unused(lowered)
     if any(node.domain == CONTRIB for node in lowered.graph):
         lowered.opset_imports.setdefault(CONTRIB, 1)
@@ -83,9 +83,9 @@ class _Writer:
         named = {number: self.plan.encodings.get(str(_input(node, number).name)) for number in weight_inputs(node)}
         return {number: encoding for number, encoding in named.items() if isinstance(encoding, Encoding)}
 
-    def dequantize_weights(self, node: ir.Node, encodings: Mapping[int, Encoding]) -> None:
+    def convert_weights(self, node: ir.Node, encodings: Mapping[int, Encoding]) -> None:
         for number, encoding in encodings.items():
-            node.replace_input_with(number, self.parameters.dequantized(_input(node, number), encoding, node))
+            node.replace_input_with(number, self.parameters.converted(_input(node, number), encoding, node))
 
     def activation(self, node: ir.Node) -> ir.Value | None:
         """Return the value that a node's weights are multiplied with if it is to be rounded, else None."""
@@ -355,4 +355,4 @@ _REWRITES: dict[str, Callable[[_Writer, ir.Node, Mapping[int, Encoding]], bool]]
     "Conv": _conv,
     "LSTM": _lstm,
 }
-"""Operator -> how it is rewritten; a function that cannot returns False, and the node's weights are dequantized."""
+"""Operator -> how it is rewritten; a function that cannot returns False, and the node stays float."""

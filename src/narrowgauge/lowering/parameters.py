@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from narrowgauge.core.arithmetic import quantize
 from narrowgauge.core.encoding import Encoding
-from narrowgauge.core.granularity import PerAxis, PerBlock
+from narrowgauge.core.granularity import PerAxis, PerBlock, normalized_axis
 from narrowgauge.core.numbers import IntegerType
 from narrowgauge.core.plan import Plan
 from narrowgauge.errors import PlanError
@@ -96,6 +96,53 @@ class Parameters:
         node.outputs[0].shape = value.shape
         before.prepend(node)
         return node.outputs[0]
+
+    def converted(self, value: ir.Value, encoding: Encoding, before: ir.Node) -> ir.Value:
+        """Turn a float initializer into levels and a Cast, Sub and Mul before a node; return the last one's output.
+
+        The same numbers as `dequantized`'s, bit for bit: the difference of levels is exact, one float32 product. But
+        ONNX Runtime (1.31) runs a DequantizeLinear of constants with every sample, and these once, when it loads.
+        """
+        name, array = str(value.name), constant_array(value)
+        assert array is not None
+        granularity = encoding.granularity
+        shape = array.shape
+        if isinstance(granularity, PerBlock):
+            if shape[granularity.axis] % granularity.size:
+                return self.dequantized(value, encoding, before)
+            # [.., blocks * size, ..] to [.., blocks, size, ..]
+            axis = normalized_axis(granularity.axis, array.ndim)
+            shape = (*shape[:axis], -1, granularity.size, *shape[axis + 1 :])
+        levels = self.levels(name, array.astype(np.float32, copy=False), encoding)
+        steps: list[tuple[str, list[ir.Value], dict[str, int]]] = [("Cast", [], {"to": ir.DataType.FLOAT})]
+        if isinstance(granularity, PerBlock):
+            steps.append(("Reshape", [self.constant(f"{name}_blocks", np.array(shape, dtype=np.int64))], {}))
+        if encoding.zero_point.any():
+            zero_point = _spread(encoding.zero_point.astype(np.float32), encoding, array.ndim)
+            steps.append(("Sub", [self.constant(f"{name}_zero_point", zero_point)], {}))
+        steps.append(("Mul", [self.constant(f"{name}_scale", _spread(encoding.scale, encoding, array.ndim))], {}))
+        if isinstance(granularity, PerBlock):
+            steps.append(("Reshape", [self.constant(f"{name}_shape", np.array(array.shape, dtype=np.int64))], {}))
+        result = levels
+        for operator, others, attributes in steps:
+            wanted = f"{before.name}_{name}_{operator.lower()}"
+            node = new_node(operator, [result, *others], attributes, name=self.name(wanted))
+            node.outputs[0].type = value.type
+            before.prepend(node)
+            result = node.outputs[0]
+        result.shape = value.shape
+        return result
+
+
+def _spread(parameters: npt.NDArray[Any], encoding: Encoding, rank: int) -> npt.NDArray[Any]:
+    """Return scales or zero points in a shape that broadcasts over a tensor of that rank, its blocks parted."""
+    granularity = encoding.granularity
+    if isinstance(granularity, PerAxis):
+        axis = normalized_axis(granularity.axis, rank)
+        return parameters.reshape([-1 if index == axis else 1 for index in range(rank)])
+    if isinstance(granularity, PerBlock):
+        return np.expand_dims(parameters, normalized_axis(granularity.axis, rank) + 1)  # [.., blocks, 1, ..]
+    return parameters
 
 
 def check_names(graph: ir.Graph, plan: Plan) -> None:

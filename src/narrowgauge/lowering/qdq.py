@@ -32,10 +32,14 @@ class QdqStyle:
     Attributes:
         bias_bits: width of an integer bias, 32; 0 leaves biases float (TensorRT).
         drop_clips: leave out a Relu or Clip that the saturation of the integers behind it already does.
+        convert_weights: write weights of a weight-only plan as Cast and Mul, the same numbers, instead of
+            DequantizeLinear, which ONNX Runtime runs with every sample; not weights in blocks of a matrix product,
+            for which it has a kernel (com.microsoft.MatMulNBits).
     """
 
     bias_bits: int = 32
     drop_clips: bool = True
+    convert_weights: bool = False
 
 
 def lower_to_qdq(model: ir.Model, plan: Plan, style: QdqStyle | None = None) -> ir.Model:
@@ -93,7 +97,30 @@ class _Lowering:
                 encoding = self.plan.encodings.get(str(value.name)) if value is not None else None
                 if value is not None and isinstance(encoding, Encoding):
                     self.lower_bias(node, encoding)
-                    node.replace_input_with(number, self.parameters.dequantized(value, encoding, node))
+                    self.lower_weight(node, number, value, encoding)
+
+    def lower_weight(self, node: ir.Node, number: int, value: ir.Value, encoding: Encoding) -> None:
+        blocks = isinstance(encoding.granularity, PerBlock) and node.op_type in {"MatMul", "Gemm"}
+        if is_operator(node, "Gather") and isinstance(encoding.granularity, PerTensor) and encoding.type.bits >= 8:
+            self.gather_levels(node, value, encoding)
+        elif self.style.convert_weights and self.plan.mode == "weight-only" and not blocks:
+            node.replace_input_with(number, self.parameters.converted(value, encoding, node))
+        else:
+            node.replace_input_with(number, self.parameters.dequantized(value, encoding, node))
+
+    def gather_levels(self, node: ir.Node, table: ir.Value, encoding: Encoding) -> None:
+        """Dequantize the rows that a Gather takes from a table, not the whole table."""
+        array, name = constant_array(table), str(table.name)
+        assert array is not None
+        levels = self.parameters.levels(name, array.astype(np.float32, copy=False), encoding)
+        axis = node.attributes.get_int("axis", 0)
+        gather = new_node("Gather", [levels, node.inputs[1]], {"axis": axis}, name=str(node.name))
+        gather.outputs[0].name = self.parameters.name(f"{node.outputs[0].name}_quantized")
+        gather.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(array_type(encoding.type)))
+        gather.outputs[0].shape = node.outputs[0].shape
+        dq = self.parameters.linear("DequantizeLinear", gather.outputs[0], encoding, name, f"{node.name}_dequantize")
+        node.prepend([gather, dq])
+        take_place(dq.outputs[0], node.outputs[0])
 
     def lower_bias(self, node: ir.Node, weights: Encoding) -> None:
         number = _BIAS.get(node.op_type)

@@ -369,6 +369,31 @@ def _same(types: Sequence[ir.DataType]) -> Callable[[ir.Node], None]:
     return rewrite
 
 
+def _pad(node: ir.Node) -> None:
+    """A Pad between levels of one meaning: what it puts around them is the constant's level."""
+    source, rounding = _activation(node.inputs[0]), _rounded(node.outputs[0])
+    if source is None or rounding is None or rounding.clip is not None or not rounding.linear.same_as(source):
+        return
+    inputs: list[ir.Value | None] = [source.levels, *node.inputs[1:]]
+    if node.attributes.get_string("mode", "constant") == "constant":
+        given = node.inputs[2] if len(node.inputs) > 2 else None
+        scale, zero_point = constant_array(source.scale), constant_array(source.zero_point)
+        real = np.zeros((), np.float32) if given is None else constant_array(given)
+        if real is None or scale is None or zero_point is None:
+            return
+        container = np.iinfo(zero_point.dtype)
+        level = np.clip(np.rint(real / scale) + float(zero_point), container.min, container.max)
+        inputs += [None] * (3 - len(inputs))
+        inputs[2] = add_constant(graph_of(node), f"{node.name}_level", level.astype(zero_point.dtype).reshape(()))
+    _replace_rounded(node, rounding, "Pad", inputs, domain="", attributes=_attributes(node))
+
+
+def _resize(node: ir.Node) -> None:
+    """A Resize that copies the nearest level."""
+    if node.attributes.get_string("mode", "nearest") == "nearest":
+        _same(_BITS_8)(node)
+
+
 def _clip(node: ir.Node) -> None:
     """A Relu or Clip that stands alone between levels of one meaning."""
     source, reader = _activation(node.inputs[0]), sole_consumer(node.outputs[0])
@@ -423,6 +448,9 @@ REWRITES: dict[str, Callable[[ir.Node], None]] = {
     "Split": _same(_LEVELS),
     "Expand": _same(_LEVELS),
     "Tile": _same(_LEVELS),
+    "Gather": _same(_LEVELS),
+    "Pad": _pad,
+    "Resize": _resize,
     "Relu": _clip,
     "Clip": _clip,
     "QuantizeLinear": _quantize,

@@ -25,6 +25,8 @@ from narrowgauge.passes.fuse_gelu import fuse_gelu
 from narrowgauge.passes.fuse_hardswish import fuse_hardswish
 from narrowgauge.passes.fuse_layernorm import fuse_layernorm
 from narrowgauge.passes.merge_reshapes import merge_reshapes
+from narrowgauge.passes.patches_to_matmul import patches_to_matmul
+from narrowgauge.passes.pointwise_to_gemm import pointwise_to_gemm
 from narrowgauge.passes.pool_means import pool_means
 from narrowgauge.passes.remove_no_ops import remove_no_ops
 from narrowgauge.passes.split_shared import split_shared_weights
@@ -46,6 +48,8 @@ SIMPLIFICATIONS: tuple[Simplification, ...] = (
     fold_affine,
     fold_pads,
     pool_means,
+    pointwise_to_gemm,  # behind the pools, and behind the folds that need a convolution's bias
+    patches_to_matmul,
     merge_reshapes,
 )
 """The order in which `simplify` runs them."""

@@ -45,8 +45,7 @@ def fill(
     """
     activations = _activations(model, placement, statistics, target, choices)
     weights = {
-        slot.value: _weight_encoding(model, slot, activations, target, choices)
-        for slot in placement.weights.values()
+        slot.value: _weight_encoding(model, slot, activations, target, choices) for slot in placement.weights.values()
     }
     return Plan(
         target=target.name,
@@ -107,7 +106,8 @@ def check_finite(value: str, tensor: TensorStatistics) -> None:
         StatisticsError: if NaN or infinity was seen, or no number at all.
     """
     if tensor.nan_count or tensor.infinity_count:
-        kinds = [f"{count} {name}" for count, name in ((tensor.nan_count, "NaN"), (tensor.infinity_count, "infinite")) if count]
+        counts = ((tensor.nan_count, "NaN"), (tensor.infinity_count, "infinite"))
+        kinds = [f"{count} {name}" for count, name in counts if count]
         raise StatisticsError(
             f"value {value!r} held {' and '.join(kinds)} elements, first in sample {tensor.first_bad!r}: "
             "a range needs finite numbers; mend the sample or the network, or keep the nodes around it float"
@@ -209,5 +209,3 @@ def _room_for_bias(
         scale=np.maximum(encoding.scale, smallest).astype(np.float32),
         zero_point=encoding.zero_point,
     )
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -22,6 +23,8 @@ from narrowgauge.graph.roles import (
 )
 from narrowgauge.planning.choices import Choices
 from narrowgauge.targets.schema import OperatorRule, Scope, Target
+
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,9 +132,7 @@ class _Walk:
             return
         reason = self.refusal(node)
         if reason:
-            self.placement.float_nodes.append(
-                FloatNode(name=str(node.name), operator=node.op_type, reason=reason)
-            )
+            self.placement.float_nodes.append(FloatNode(name=str(node.name), operator=node.op_type, reason=reason))
             return
         self.placement.integer_nodes.add(str(node.name))
         rule = self.rule(node)
@@ -153,7 +154,7 @@ class _Walk:
         if rule is None:
             domain = f"{node.domain}." if node.domain else ""
             return f"{self.target.name} has no integer {domain}{node.op_type}"
-        if any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values()):
+        if any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
             return f"the body of {node.op_type} is not quantized"
         return self.mode_refusal(node, rule) or self.kind_refusal(node, rule)
 
@@ -161,7 +162,9 @@ class _Walk:
         mode = self.choices.mode
         weights = weight_inputs(node)
         if mode == "static":
-            return "" if "static" in rule.modes else f"{self.target.name} runs {node.op_type} only with {', '.join(rule.modes)} quantization"
+            if "static" in rule.modes:
+                return ""
+            return f"{self.target.name} runs {node.op_type} only with {' or '.join(rule.modes)} quantization"
         if rule.kind != "compute" or mode not in rule.modes:
             return f"{mode} quantization of {self.target.name} leaves {node.op_type} float"
         return "" if weights else f"{mode} quantization needs constant weights"
@@ -173,6 +176,10 @@ class _Walk:
             return "only float32 is quantized"
         if rule.constant_weights and not weights:
             return f"{self.target.name} runs {node.op_type} in integers only with constant weights"
+        if is_operator(node, "Conv") and self.choices.mode == "static" and weights:
+            slow = slow_convolution(node, rule)
+            if slow:
+                return f"{slow}: {self.target.name} is faster in float"
         moving = [value for value in inputs if not is_constant(value)]
         if not moving and not (self.choices.mode == "weight-only" and weights):
             return "its inputs are constant"
@@ -248,7 +255,8 @@ class _Walk:
             weights = node.inputs[number]
             assert weights is not None
             kind = self.weight_type(node, rule)
-            bias = node.inputs[2] if is_operator(node, "Conv", "ConvTranspose", "Gemm") and len(node.inputs) > 2 else None
+            has_bias = is_operator(node, "Conv", "ConvTranspose", "Gemm") and len(node.inputs) > 2
+            bias = node.inputs[2] if has_bias else None
             self.placement.weights[str(weights.name)] = WeightSlot(
                 value=str(weights.name),
                 node=str(node.name),
@@ -289,7 +297,7 @@ class _Walk:
 
 
 def bias_addition(node: ir.Node) -> ir.Node | None:
-    """Return the Add that alone reads a matrix product with constant weights and adds a constant per column, else None."""
+    """Return the Add of a constant per column that alone reads a matrix product with constant weights, else None."""
     if not is_operator(node, "MatMul") or not weight_inputs(node):
         return None
     addition = sole_consumer(node.outputs[0])
@@ -301,3 +309,15 @@ def bias_addition(node: ir.Node) -> ir.Node | None:
         return None
     assert other.const_value is not None
     return addition if tuple(other.const_value.shape) == (weights.const_value.shape[-1],) else None
+
+
+def slow_convolution(node: ir.Node, rule: OperatorRule) -> str:
+    """Say why a convolution is slower in integers than in float on the target, "" if it is not."""
+    weights = node.inputs[1]
+    assert weights is not None
+    assert weights.const_value is not None
+    outputs, inputs, *kernel = weights.const_value.shape.numpy()
+    products = inputs * math.prod(kernel)
+    if inputs == 1 and outputs == node.attributes.get_int("group", 1) > 1:
+        return f"depthwise with {outputs} channels only" if outputs < rule.fewest_channels else ""
+    return f"only {products} products make an output" if math.prod(kernel) > 1 and products < rule.shortest_sum else ""

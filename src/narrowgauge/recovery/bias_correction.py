@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -134,7 +132,7 @@ def _subtract(graph: ir.Graph, node: ir.Node, shift: Float) -> None:
     if number < 0 or node.attributes.get_float("beta", 1.0) != 1.0:
         return
     old = holder.inputs[number] if number < len(holder.inputs) else None
-    if old is not None and (old.const_value is None or math.prod(old.const_value.shape) != shift.size):
+    if old is not None and (old.const_value is None or old.const_value.size != shift.size):
         return
     if old is None:
         new = add_constant(graph, f"{node.name}_bias", (-shift).astype(np.float32))

@@ -14,7 +14,8 @@ from narrowgauge.calibration.statistics import ChannelStatistics, Statistics, Te
 from narrowgauge.graph.constants import add_constant, set_constant
 from narrowgauge.graph.digest import network_digest
 from narrowgauge.graph.edits import is_operator, new_node, unique_name
-from narrowgauge.graph.roles import is_constant, weight_inputs
+from narrowgauge.graph.roles import is_constant
+from narrowgauge.recovery.noise import migration_factors, product_noise, products_by_input, weights_by_input
 
 Float = npt.NDArray[np.float64]
 
@@ -68,19 +69,14 @@ def smooth(
         A copy of the network, the statistics that hold for it, and what was done.
     """
     smoothed = model.clone()
-    wanted = set(layers)
-    groups: dict[str, list[ir.Node]] = {}
-    for node in smoothed.graph:
-        if node.name in wanted and is_operator(node, "MatMul", "Gemm") and weight_inputs(node) == [1]:
-            if not node.attributes.get_int("transA", 0) and node.inputs[0] is not None:
-                groups.setdefault(str(node.inputs[0].name), []).append(node)
+    groups = products_by_input(smoothed, set(layers))
     done: list[Migration] = []
     tensors = dict(statistics.tensors)
     for name, nodes in groups.items():
         tensor = tensors.get(name)
         if tensor is None or tensor.channels is None or tensor.nan_count or tensor.infinity_count:
             continue
-        found = _best(tensor.channels, [_by_input(node) for node in nodes], bits)
+        found = _best(tensor.channels, [weights_by_input(node) for node in nodes], bits)
         if found is None:
             continue
         factors, strength, gain = found
@@ -89,20 +85,11 @@ def smooth(
         scaled = _scaled(tensor, factors)
         tensors[str(nodes[0].inputs[0].name)] = scaled  # type: ignore[union-attr]
         channel = int(np.argmax(factors))
-        done.append(Migration(value=name, strength=strength, gain=gain, channel=channel, factor=float(factors[channel])))
+        factor = float(factors[channel])
+        done.append(Migration(value=name, strength=strength, gain=gain, channel=channel, factor=factor))
     if not done:
         return model, statistics, ()
     return smoothed, replace(statistics, tensors=tensors, network=network_digest(smoothed)), tuple(done)
-
-
-def _by_input(node: ir.Node) -> Float:
-    """Weights as [input channels, output channels]."""
-    assert node.inputs[1] is not None
-    assert node.inputs[1].const_value is not None
-    weights = node.inputs[1].const_value.numpy().astype(np.float64)
-    if node.attributes.get_int("transB", 0):
-        weights = weights.T
-    return weights.reshape(weights.shape[-2], -1) if weights.ndim == 2 else np.zeros((0, 0))
 
 
 def _best(channels: ChannelStatistics, weights: list[Float], bits: int) -> tuple[Float, float, float] | None:
@@ -111,35 +98,11 @@ def _best(channels: ChannelStatistics, weights: list[Float], bits: int) -> tuple
     if joined.shape[0] != reach.size or reach.max(initial=0.0) == 0:
         return None
     heights = np.maximum(np.abs(joined).max(axis=1), 1e-8)
-    noises = {
-        strength: _noise(channels, joined, _factors(reach, heights, strength), bits) for strength in STRENGTHS
-    }
+    factors = {strength: migration_factors(reach, heights, strength) for strength in STRENGTHS}
+    noises = {strength: product_noise(channels, joined, factors[strength], bits) for strength in STRENGTHS}
     strength = min(noises, key=noises.__getitem__)
     gain = noises[0.0] / max(noises[strength], 1e-300)
-    return (_factors(reach, heights, strength), strength, gain) if gain > 1.05 else None
-
-
-def _factors(reach: Float, heights: Float, strength: float) -> Float:
-    """Factor s per channel, its median 1; channels that are always 0 keep 1."""
-    if strength == 0:
-        return np.ones_like(reach)
-    factors = np.where(reach > 0, np.maximum(reach, 1e-8) ** strength / heights ** (1 - strength), np.nan)
-    factors = np.where(np.isnan(factors), 1.0, factors / np.nanmedian(factors))
-    return np.clip(factors, 2.0**-10, 2.0**10)
-
-
-def _noise(channels: ChannelStatistics, weights: Float, factors: Float, bits: int) -> float:
-    """Predicted variance of the rounding error, summed over the output channels of all the products."""
-    low = min(float((channels.minimum / factors).min()), 0.0)
-    high = max(float((channels.maximum / factors).max()), 0.0)
-    step = (high - low) / (2**bits - 1)
-    scaled = weights * factors[:, None]
-    activation_noise = step**2 / 12 * float((scaled**2).sum())
-    weight_steps = np.abs(scaled).max(axis=0) / (2 ** (bits - 1) - 1)
-    # E x^2 per channel is not known; for spread numbers it is near (range / 6)^2 + mean^2.
-    spread = (channels.maximum - channels.minimum).astype(np.float64) / 6
-    energy = (spread**2 + channels.mean**2) / factors**2
-    return activation_noise + float((weight_steps**2).sum()) / 12 * float(energy.sum())
+    return (factors[strength], strength, gain) if gain > 1.05 else None
 
 
 def _apply(graph: ir.Graph, nodes: list[ir.Node], factors: Float, gain: float) -> bool:

@@ -19,9 +19,7 @@ NAME = "onnxruntime"
 SUFFIXES = (".onnx", ".ort")
 
 
-def open_run(
-    model: ir.Model | str | os.PathLike[str], *, threads: int | None = None, simulate: bool = False
-) -> Run:
+def open_run(model: ir.Model | str | os.PathLike[str], *, threads: int | None = None, simulate: bool = False) -> Run:
     """Open a network; what comes back runs a feed and returns the outputs by name, in the network's order.
 
     Args:

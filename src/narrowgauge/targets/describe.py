@@ -154,6 +154,8 @@ def _particulars(rule: OperatorRule) -> list[str]:
         (rule.output == "float", "may write float"),
         (bool(rule.fuses), f"applies {', '.join(rule.fuses)} itself"),
         (rule.constant_weights, "constant weights only"),
+        (rule.shortest_sum > 0, f"float where fewer than {rule.shortest_sum} products make an output"),
+        (rule.fewest_channels > 0, f"float where depthwise with fewer than {rule.fewest_channels} channels"),
         (rule.shares_inputs, "inputs and output share one encoding"),
         (bool(rule.types), f"activations {_names(rule.types)}"),
         (bool(rule.weight_types), f"weights {_names(rule.weight_types)}"),

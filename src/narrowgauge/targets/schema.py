@@ -69,6 +69,9 @@ class OperatorRule:
         fuses: activation operators that the kernel applies itself before it rounds.
         modes: in which of the three ways of post-training quantization the target runs it.
         constant_weights: only products with constant weights run in integers, not those of two activations.
+        shortest_sum: a convolution over more than one position that adds up fewer products per output stays float: the
+            integer kernel is the slower one.
+        fewest_channels: likewise a depthwise convolution of fewer channels.
         shares_inputs: all inputs (and the output) must have one encoding (Concat).
         fixed_output: output encodings that the target fixes; empty if it does not.
         types: activation types where they differ from the target's; empty for the target's.
@@ -83,6 +86,8 @@ class OperatorRule:
     fuses: tuple[str, ...]
     modes: tuple[Mode, ...]
     constant_weights: bool
+    shortest_sum: int
+    fewest_channels: int
     shares_inputs: bool
     fixed_output: tuple[FixedOutput, ...]
     types: tuple[IntegerType, ...]
@@ -300,6 +305,8 @@ def _operator_rule(table: _Table) -> OperatorRule:
         fuses=table.strings("fuses", default=[]),
         modes=cast("tuple[Mode, ...]", table.strings("modes", ("static", "dynamic", "weight-only"), ["static"])),
         constant_weights=table.take("constant_weights", bool, False),
+        shortest_sum=table.take("shortest_sum", int, 0),
+        fewest_channels=table.take("fewest_channels", int, 0),
         shares_inputs=table.take("shares_inputs", bool, False),
         fixed_output=tuple(_fixed_output(row) for row in table.tables("fixed_output", [])),
         types=table.types("types", []),

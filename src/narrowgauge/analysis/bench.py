@@ -1,0 +1,74 @@
+"""How fast network files are beside each other, on made-up or real inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from narrowgauge.analysis.latency import Latency, measure_latency
+from narrowgauge.data import InputSpec, batches, default_preprocess, input_specs, open_samples
+from narrowgauge.data.inputs import has_batch_axis
+from narrowgauge.errors import DataError, ModelError
+from narrowgauge.importers.onnx import read
+from narrowgauge.runtimes.onnxruntime import open_run
+
+Feed = Mapping[str, npt.NDArray[Any]]
+
+# What stands in where a network leaves an axis other than the batch open.
+_IMAGE_SIDE = 224
+_LENGTH = 16
+
+
+def bench(
+    models: Sequence[Path], *, data: str | None = None, batch: int = 1, threads: int = 1, seconds: float = 2.0
+) -> list[Latency]:
+    """Time networks in turn, one run each.
+
+    Args:
+        models: ONNX files, float or quantized.
+        data: samples to feed the first `batch` of, see `data.open_samples`; None makes inputs up: normally distributed
+            numbers, zeros and ones for integers; open axes are 224 for images, else 16.
+        batch: samples per run, where the network leaves that open.
+        threads: of the engine.
+        seconds: about how long to go on for each network.
+
+    Returns:
+        Times, in the order of `models`.
+
+    Raises:
+        NarrowgaugeError: a network or the data cannot be read, or a network does not run on the inputs.
+    """
+    runs = {}
+    for number, path in enumerate(models):
+        inputs = input_specs(read(path))
+        feed = _random_feed(inputs, batch) if data is None else _first_feed(data, inputs, batch, path)
+        run = open_run(path, threads=threads)
+        runs[str(number)] = lambda run=run, feed=feed: run(feed)
+    return list(measure_latency(runs, seconds=seconds * len(models)).values())
+
+
+def _random_feed(inputs: Sequence[InputSpec], batch: int) -> Feed:
+    generator = np.random.default_rng(0)
+    return {spec.name: _random(spec, batch, generator) for spec in inputs}
+
+
+def _random(spec: InputSpec, batch: int, generator: np.random.Generator) -> npt.NDArray[Any]:
+    beyond = _IMAGE_SIDE if len(spec.shape) == 4 else _LENGTH
+    shape = [extent or (beyond if axis else batch) for axis, extent in enumerate(spec.shape)]
+    if spec.dtype.kind == "f":
+        return generator.standard_normal(shape).astype(spec.dtype)
+    if spec.dtype.kind in "iub":
+        return generator.integers(0, 2, shape).astype(spec.dtype)
+    raise ModelError(f"no inputs can be made up for {spec}: give samples with --data")
+
+
+def _first_feed(data: str, inputs: Sequence[InputSpec], batch: int, path: Path) -> Feed:
+    samples = open_samples(data, inputs, preprocess=default_preprocess(path))
+    first = next(iter(batches(samples.take(batch), batch if has_batch_axis(inputs) else 1, inputs)), None)
+    if first is None:
+        raise DataError(f"{data}: expected at least one sample, got none")
+    return first.feed

@@ -1,0 +1,115 @@
+"""What is in a network file, what simplification makes of it, and what a target would do with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from narrowgauge.core.plan import FloatNode
+from narrowgauge.graph.edits import all_nodes
+from narrowgauge.graph.engine import weight_bytes
+from narrowgauge.graph.quantized import is_quantized
+from narrowgauge.graph.refusals import Refusal
+from narrowgauge.graph.shapes import dimensions
+from narrowgauge.importers.onnx import load, read
+from narrowgauge.planning.choices import Choices
+from narrowgauge.planning.place import place
+from narrowgauge.targets.schema import Target
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Port:
+    """An input or output: its name, type (ONNX's name, "?" if none is declared) and shape (None: any rank)."""
+
+    name: str
+    type: str
+    shape: tuple[int | None, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placed:
+    """What a target would do: how many nodes run in integers, per operator, and which stay float and why."""
+
+    target: str
+    integer: Mapping[str, int]
+    float_nodes: tuple[FloatNode, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """What is in a network.
+
+    Attributes:
+        producer: who wrote the file, with version, "" if it does not say.
+        opsets: domain -> version; the standard one is "".
+        ir_version: of the file format.
+        inputs: what must be fed.
+        outputs: what comes out.
+        parameters: how many numbers the initializers hold.
+        parameter_bytes: their size.
+        quantized: whether some node quantizes or computes on integers already.
+        operators: operator -> how many, in the file.
+        simplified: operator -> how many after simplification; None for a quantized network, which is left alone.
+        notes: what the import changed.
+        refusals: what simplification left alone, and why.
+        placed: what the target would do; None without a target, or for a quantized network.
+    """
+
+    producer: str
+    opsets: Mapping[str, int]
+    ir_version: int
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    parameters: int
+    parameter_bytes: int
+    quantized: bool
+    operators: Mapping[str, int]
+    simplified: Mapping[str, int] | None
+    notes: tuple[str, ...]
+    refusals: tuple[Refusal, ...]
+    placed: Placed | None
+
+
+def inspect(path: Path, target: Target | None = None) -> Inspection:
+    """Look into an ONNX file.
+
+    Raises:
+        ModelError: if it cannot be read; see `importers.onnx.load`.
+    """
+    given = read(path)
+    quantized = is_quantized(given)
+    imported = None if quantized else load(path)
+    return Inspection(
+        producer=" ".join(part for part in (given.producer_name, given.producer_version) if part),
+        opsets=dict(given.opset_imports),
+        ir_version=given.ir_version,
+        inputs=tuple(_port(value) for value in given.graph.inputs if value.name not in given.graph.initializers),
+        outputs=tuple(_port(value) for value in given.graph.outputs),
+        parameters=sum(v.const_value.size for v in given.graph.initializers.values() if v.const_value is not None),
+        parameter_bytes=weight_bytes(given),
+        quantized=quantized,
+        operators=_operators(given),
+        simplified=None if imported is None else _operators(imported.model),
+        notes=() if imported is None else imported.notes,
+        refusals=() if imported is None else imported.refusals,
+        placed=None if imported is None or target is None else _placed(imported.model, target),
+    )
+
+
+def _port(value: ir.Value) -> Port:
+    return Port(name=str(value.name), type=value.dtype.name if value.dtype else "?", shape=dimensions(value))
+
+
+def _operators(model: ir.Model) -> dict[str, int]:
+    counts = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in all_nodes(model))
+    return dict(counts.most_common())
+
+
+def _placed(model: ir.Model, target: Target) -> Placed:
+    found = place(model, target, Choices())
+    integer = Counter(node.op_type for node in model.graph if node.name in found.integer_nodes)
+    return Placed(target=target.name, integer=dict(integer.most_common()), float_nodes=tuple(found.float_nodes))

@@ -1,0 +1,184 @@
+"""Check a folder that `quantize` wrote: are its files whole, and do they do what its summary says?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from narrowgauge.analysis.evaluate import Comparison, compare_runs
+from narrowgauge.calibration.batching import batch_size
+from narrowgauge.core.plan import load_plan
+from narrowgauge.data import Preprocess, batches, default_preprocess, input_specs, open_samples
+from narrowgauge.data.preprocess import load_preprocess
+from narrowgauge.errors import NarrowgaugeError, OutputError, RuntimeFailure, TargetError
+from narrowgauge.exporters.folder import FLOAT, INTEGER, MODEL, PLAN, SIMULATED, SUMMARY
+from narrowgauge.importers.onnx import read
+from narrowgauge.runtimes.onnxruntime import open_run
+from narrowgauge.targets.registry import load_target
+
+# How far figures of other samples may lie from the summary's before they contradict it.
+_DEVIATIONS = 4.0
+_SQNR_DB = 6.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verification:
+    """What was found.
+
+    Attributes:
+        pairs: (reference file, other file) -> how they compare; the float network is the first reference.
+        samples: how many were run.
+        contradictions: what does not hold, one sentence each; empty if all is well.
+    """
+
+    pairs: Mapping[tuple[str, str], Comparison]
+    samples: int
+    contradictions: tuple[str, ...]
+
+
+def verify(
+    folder: Path,
+    data: Any,
+    *,
+    samples: int = 100,
+    preprocess: str | Path | None = None,
+    threads: int | None = None,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Verification:
+    """Read a folder back, run its networks on samples and compare them with each other and with `summary.json`.
+
+    Args:
+        folder: what `quantize` wrote.
+        data: samples, see `data.open_samples`.
+        samples: how many of them.
+        preprocess: how images become inputs; None takes the file beside the network that the summary names.
+        threads: of the engine.
+        progress: called with the number of samples of each batch, once for each pair of networks.
+
+    Raises:
+        OutputError: if a file is missing, cannot be read, or is not the one that was written.
+        NarrowgaugeError: if a network cannot be run or the data cannot be read.
+    """
+    summary = _read_summary(folder)
+    _check_files(folder, summary)
+    plan = load_plan(folder / PLAN)
+    reference = read(folder / FLOAT)
+    inputs = input_specs(reference)
+    given = _preprocess(preprocess, Path(summary["model"]))
+    opened = open_samples(data, inputs, preprocess=given).take(samples)
+    native = _is_native(summary["target"])
+    pairs = {}
+    for one, other in _pairs(folder):
+        simulate = other == SIMULATED or not native
+        pairs[one, other] = compare_runs(
+            _open(folder / one, threads, simulate=not native), _open(folder / other, threads, simulate=simulate),
+            batches(opened, batch_size(reference), inputs), progress=progress,
+        )  # fmt: skip
+    found = next(iter(pairs.values()))
+    said = (
+        []
+        if plan.target == summary["target"]
+        else [f"plan.json is for {plan.target}, summary.json for {summary['target']}"]
+    )
+    return Verification(pairs=pairs, samples=found.samples, contradictions=(*said, *_contradictions(summary, pairs)))
+
+
+def to_json(found: Verification) -> dict[str, Any]:
+    """Put a verification into JSON values."""
+    return {
+        "samples": found.samples,
+        "pairs": [
+            {
+                "reference": one, "other": other, "agreement_top1": pair.agreement_top1,
+                "sqnr_db": pair.sqnr_db if math.isfinite(pair.sqnr_db) else None,
+                "sqnr_infinite": pair.sqnr_db == math.inf,
+            }
+            for (one, other), pair in found.pairs.items()
+        ],
+        "contradictions": list(found.contradictions),
+    }  # fmt: skip
+
+
+def _read_summary(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise OutputError(f"{folder}: expected a folder that `narrowgauge quantize` wrote, there is none")
+    path = folder / SUMMARY
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"model", "target", "files", "agreement_top1", "sqnr_db", "checked_samples"} - set(summary)
+    except (OSError, ValueError, TypeError) as error:
+        raise OutputError(f"{path}: expected what `narrowgauge quantize` wrote, could not read it: {error}") from None
+    if missing:
+        raise OutputError(f"{path}: {min(missing)!r} is missing: it is damaged or of another version; quantize again")
+    return dict(summary)
+
+
+def _check_files(folder: Path, summary: Mapping[str, Any]) -> None:
+    for name, meant in summary["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise OutputError(f"{path}: the file is missing, summary.json lists it; quantize again")
+        size = path.stat().st_size
+        if size != meant["bytes"]:
+            raise OutputError(
+                f"{path}: expected {meant['bytes']} bytes, it has {size}: damaged or changed; quantize again"
+            )
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != meant["sha256"]:
+                raise OutputError(f"{path}: it was changed or damaged since it was written; quantize again")
+
+
+def _preprocess(given: str | Path | None, model: Path) -> Preprocess | None:
+    return load_preprocess(Path(given)) if given is not None else default_preprocess(model)
+
+
+def _is_native(target: str) -> bool:
+    """Whether ONNX Runtime is the target's own engine."""
+    try:
+        return load_target(target).runtime == "onnxruntime"
+    except TargetError:  # the user's own
+        return False
+
+
+def _pairs(folder: Path) -> list[tuple[str, str]]:
+    """Name the runnable file beside the float network first, then the other forms beside it."""
+    runnable = MODEL if (folder / MODEL).exists() else SIMULATED
+    others = [name for name in (SIMULATED, INTEGER) if name != runnable and (folder / name).exists()]
+    return [(FLOAT, runnable), *((runnable, other) for other in others)]
+
+
+def _open(path: Path, threads: int | None, *, simulate: bool) -> Any:
+    try:
+        return open_run(path, threads=threads, simulate=simulate)
+    except NarrowgaugeError as error:
+        raise RuntimeFailure(f"{path}: {error}; the file is damaged, or this ONNX Runtime cannot run it") from None
+
+
+def _contradictions(summary: Mapping[str, Any], pairs: Mapping[tuple[str, str], Comparison]) -> list[str]:
+    (first, runnable), found = next(iter(pairs.items()))
+    said = []
+    for (one, other), pair in pairs.items():
+        if one != first and pair.sqnr_db < found.sqnr_db - 3:
+            said.append(
+                f"{other} and {one} should say the same, but they differ more ({pair.sqnr_db:.1f} dB) than the "
+                f"quantized network differs from the float one ({found.sqnr_db:.1f} dB)"
+            )
+    if not summary["checked_samples"]:
+        return said
+    expected, got = summary["agreement_top1"], found.agreement_top1
+    if expected is not None and got is not None:
+        counts = 1 / max(summary["checked_samples"], 1) + 1 / found.samples
+        share = min(max(expected / 100, 0.01), 0.99)
+        most = 100 * _DEVIATIONS * math.sqrt(share * (1 - share) * counts)
+        if got < expected - most:
+            said.append(
+                f"{runnable} agrees with {first} on {got:.2f} % of the samples, summary.json says {expected:.2f} %"
+            )
+    if summary["sqnr_db"] is not None and found.sqnr_db < summary["sqnr_db"] - _SQNR_DB:
+        said.append(f"{runnable} has an SQNR of {found.sqnr_db:.1f} dB, summary.json says {summary['sqnr_db']:.1f} dB")
+    return said

@@ -1,0 +1,57 @@
+"""`narrowgauge compare`: any two networks on the same samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from narrowgauge.cli import options
+
+
+def compare(  # noqa: PLR0913 - the options of the command
+    a: Annotated[Path, typer.Argument(metavar="A", help="The reference: an .onnx file.", show_default=False)],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The other network.", show_default=False)],
+    *,
+    data: options.Data,
+    labels: options.Labels = None,
+    samples: Annotated[int, typer.Option(min=1, metavar="N", help="How many samples, the first ones.")] = 1000,
+    preprocess: options.Preprocessing = None,
+    metric: options.Metric = None,
+    max_drop: options.MaxDrop = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Set two networks beside each other.
+
+    Both run on the same samples: accuracy, agreement, size, speed.
+
+    Example: narrowgauge compare model.onnx build/model.onnx --data images/
+    """
+    from rich.text import Text
+
+    from narrowgauge import comparison
+    from narrowgauge.analysis.evaluate import load_metric
+    from narrowgauge.cli import outcome, terminal
+    from narrowgauge.cli.accuracy import end_if_missed
+
+    with terminal.stdout_kept_clean(), terminal.progress_bars(quiet=quiet) as progress:
+        result = comparison.compare(
+            a, b, data, labels=labels, preprocess=preprocess, samples=samples,
+            metric=load_metric(metric) if metric else None, threads=threads, progress=progress,
+        )  # fmt: skip
+    record = {"a": str(a), "b": str(b), **comparison.to_json(result)}
+    if json:
+        terminal.show_json(record)
+    elif not quiet:
+        terminal.show(
+            Text(f"A is {a}\nB is {b}"),
+            outcome.beside(("A", "B"), record, ("a", "b")),
+            Text(f"on {record['samples']} samples, {record['labelled_samples']} of them labelled", style="dim"),
+            *outcome.notes(record["notes"]),
+        )
+    found = result.comparison
+    end_if_missed(found.reference, found.candidate, found.agreement_top1, max_drop, metric is not None)

@@ -1,0 +1,61 @@
+"""`narrowgauge demo`: everything once, on a small network that comes along."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from narrowgauge.cli import options
+
+_CALIBRATING = 256
+
+
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")] = Path("narrowgauge-demo"),
+    force: options.Force = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Try it: quantize a small network that comes along.
+
+    The whole flow in a few seconds, on images of handwritten digits.
+
+    The network was trained on the first 1200 images; some of these calibrate, and the other 597 check.
+    """
+    import shutil
+
+    import numpy as np
+
+    from narrowgauge import pipeline
+    from narrowgauge.cli import outcome, terminal
+    from narrowgauge.demo import digits, network_path
+    from narrowgauge.exporters.folder import new_folder
+
+    made_before = (out / "int8" / "summary.json").is_file()
+    with terminal.stdout_kept_clean(), terminal.progress_bars(quiet=json) as progress:
+        images, labels, trained = digits()
+        used = np.r_[:_CALIBRATING, trained : len(images)]
+        with new_folder(out, force=force or made_before) as folder:
+            network = network_path("digits_conv")
+            shutil.copyfile(network, folder / "digits.onnx")
+            np.savez(folder / "digits.npz", image=images[used], labels=labels[used])
+            np.savez(folder / "held_out.npz", image=images[trained:], labels=labels[trained:])
+            result = pipeline.quantize(
+                network, str(folder / "digits.npz"), target="onnxruntime", out=folder / "int8", samples=_CALIBRATING,
+                progress=progress,
+            )  # fmt: skip
+    if json:
+        terminal.show_json(result.summary)
+        return
+    terminal.show(*outcome.run_report(result.summary, out / "int8"), "", "Try next:", *_next_commands(out))
+
+
+def _next_commands(out: Path) -> list[str]:
+    lines = [
+        f"narrowgauge compare {out}/digits.onnx {out}/int8/model.onnx --data {out}/held_out.npz",
+        f"narrowgauge verify {out}/int8 --data {out}/held_out.npz",
+        f"narrowgauge quantize {out}/digits.onnx --target tflite --data {out}/digits.npz --out digits-tflite",
+    ]
+    return [f"  {line}" for line in lines]

@@ -1,0 +1,98 @@
+"""`narrowgauge inspect`: what is in a network."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from narrowgauge.cli import options
+
+
+def inspect(
+    model: options.ModelPath,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="T", help="Also say what this target would run in integers.", show_default=False),
+    ] = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show what is in a network.
+
+    Also what simplification makes of it, and what a target would do with it.
+    """
+    import dataclasses
+
+    from narrowgauge.analysis.inspection import inspect as look
+    from narrowgauge.cli import terminal
+    from narrowgauge.targets.registry import load_target
+
+    found = look(model, load_target(target) if target else None)
+    if json:
+        terminal.show_json({"model": str(model), **dataclasses.asdict(found)})
+        return
+    terminal.show(*_facts(str(model), found), "", *_operators(found))
+    if found.placed is not None:
+        terminal.show("", *_placed(found.placed))
+
+
+def _facts(name: str, found: Any) -> list[Any]:
+    from rich.text import Text
+
+    from narrowgauge.cli.outcome import plain_table, size_text
+
+    opsets = ", ".join(f"{domain or 'ONNX'} {version}" for domain, version in found.opsets.items())
+    table = plain_table("", "")
+    rows = [
+        ("network", name),
+        ("made by", found.producer or "not said"),
+        ("opsets", f"{opsets} (file format {found.ir_version})"),
+        *(("input", _port(port)) for port in found.inputs),
+        *(("output", _port(port)) for port in found.outputs),
+        ("parameters", f"{found.parameters:,} ({size_text(found.parameter_bytes)})"),
+        ("quantized", "yes, already: give the float network to quantize it" if found.quantized else "no"),
+    ]
+    for key, value in rows:
+        table.add_row(key, Text(value))
+    return [table]
+
+
+def _port(port: Any) -> str:
+    from narrowgauge.data.inputs import shape_text
+
+    shape = "any shape" if port.shape is None else shape_text(port.shape)
+    return f"{port.name}: {port.type.lower()}, {shape}"
+
+
+def _operators(found: Any) -> list[Any]:
+    from rich.text import Text
+
+    from narrowgauge.cli.outcome import notes, plain_table
+
+    after = found.simplified
+    table = plain_table("operator", "in the file", *([] if after is None else ["simplified"]), right=(1, 2))
+    names = list(dict.fromkeys([*found.operators, *(after or {})]))
+    for name in names:
+        table.add_row(name, *(str(counts.get(name, 0)) for counts in (found.operators, after) if counts is not None))
+    if len(names) > 1:
+        table.add_row("together", *(str(sum(c.values())) for c in (found.operators, after) if c is not None))
+    left = plain_table("", "")
+    for refusal in found.refusals:
+        left.add_row("-", Text(str(refusal)))
+    return [table, *notes(found.notes), *([Text("Left as it was:"), left] if found.refusals else [])]
+
+
+def _placed(placed: Any) -> list[Any]:
+    import dataclasses
+
+    from rich.text import Text
+
+    from narrowgauge.cli.outcome import float_nodes
+
+    integer = ", ".join(f"{count} {name}" for name, count in placed.integer.items()) or "none"
+    return [
+        Text(f"On {placed.target}, static quantization", style="bold"),
+        Text(f"{sum(placed.integer.values())} nodes run in integers: {integer}"),
+        float_nodes([dataclasses.asdict(node) for node in placed.float_nodes]),
+    ]
