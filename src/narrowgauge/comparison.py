@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -25,7 +24,8 @@ from narrowgauge.data import (
     input_specs,
     open_samples,
 )
-from narrowgauge.data.inputs import rows_per_run, shape_text
+from narrowgauge.data.batches import single_row
+from narrowgauge.data.inputs import shape_text
 from narrowgauge.data.preprocess import load_preprocess
 from narrowgauge.errors import DataError
 from narrowgauge.graph.engine import weight_bytes
@@ -195,10 +195,7 @@ def _latency(
     sources: list[Any], fed: _Fed, inputs: tuple[InputSpec, ...], names: Mapping[str, str]
 ) -> dict[str, Latency]:
     assert fed.feed is not None  # without a sample the comparison has raised
-    one = {
-        name: array[:1] if rows_per_run(inputs) is None and np.ndim(array) else array
-        for name, array in fed.feed.items()
-    }
+    one = single_row(fed.feed, inputs)
     feeds = {"a": one, "b": {names[name]: array for name, array in one.items()}}
     runs = {key: open_run(source, threads=1) for key, source in zip(feeds, sources, strict=True)}
     return measure_latency({key: lambda run=run, feed=feeds[key]: run(feed) for key, run in runs.items()})  # type: ignore[misc]

@@ -47,7 +47,7 @@ CALIBRATING_SAMPLES = 256
 CHECKING_SAMPLES = 1000
 
 # Samples that ranges are refined on, and with how few it is not worth it.
-_REFINING = 16
+_REFINING = 8
 _FEWEST_REFINING = 8
 
 
@@ -253,8 +253,15 @@ class _Job:
         self, checking: Samples | None, calibrating: Samples | None, seen: Statistics | None, asked: int
     ) -> Samples | None:
         """Check with the calibrating samples where only reading told how many there are, and none is left."""
-        if checking is None or checking.count is not None or seen is None or seen.samples >= asked:
+        if checking is None or calibrating is None or seen is None:
             return checking
+        if checking.count is not None or seen.samples >= asked:
+            return checking
+        try:
+            next(iter(calibrating), None)
+        except DataError:  # an iterator that can be read once
+            self.notes.append(f"all {seen.samples} samples calibrated, none is left to check with: take fewer")
+            return None
         self.notes.append(f"the {seen.samples} samples there are calibrate and check: the check says little")
         return calibrating
 
@@ -292,7 +299,7 @@ class _Job:
                 f"ranges were not refined: that takes {_FEWEST_REFINING} samples or more that can be read twice"
             )
             return plan
-        few = list(_batches(network, calibrating.take(_REFINING))())
+        few = list(_batches(network, calibrating.take(_REFINING)))
         plan, done = refine_ranges(
             network, plan, statistics, few, symmetric=target.activations.is_symmetric,
             power_of_two=target.activations.power_of_two, threads=self.threads,
@@ -323,7 +330,7 @@ class _Job:
         rest = samples.skip(done)
         with self.stage("calibrate", rest.count):
             statistics = collect(
-                network, _batches(network, rest)(), threads=self.threads, start=start, save_to=file,
+                network, _batches(network, rest), threads=self.threads, start=start, save_to=file,
                 progress=self.progress.advance,
             )  # fmt: skip
         if file is not None:
@@ -380,8 +387,8 @@ class _Job:
             return None
         with self.stage("check", checking.count):
             found = check(
-                original, runnable, _batches(network, checking), native=native, metric=metric, threads=self.threads,
-                progress=self.progress.advance,
+                original, runnable, _batches(network, checking), inputs=input_specs(network), native=native,
+                metric=metric, threads=self.threads, progress=self.progress.advance,
             )  # fmt: skip
         if not native:
             self.notes.append("checked as a simulation: accuracy is the simulation's, speed is not measured")
@@ -389,9 +396,8 @@ class _Job:
         return found
 
 
-def _batches(network: ir.Model, samples: Samples) -> Callable[[], Iterable[Batch]]:
-    inputs, size = input_specs(network), batch_size(network)
-    return lambda: batches(samples, size, inputs)
+def _batches(network: ir.Model, samples: Samples) -> Iterable[Batch]:
+    return batches(samples, batch_size(network), input_specs(network))
 
 
 def _recipe(

@@ -12,7 +12,7 @@ from narrowgauge.analysis.check import Check
 from narrowgauge.core.plan import Plan
 
 
-def summarize(
+def summarize(  # noqa: PLR0913 - the parts of the record, each by name
     *,
     model: str,
     target: str,

@@ -11,8 +11,18 @@ from onnx import TensorProto, helper, numpy_helper
 FLOAT = TensorProto.FLOAT
 
 
-def save(path: Path, nodes: list[onnx.NodeProto], inputs: dict[str, list[int | str]], outputs: dict[str, list[int | str]],
-         weights: dict[str, np.ndarray], *, domains: dict[str, int] | None = None) -> Path:  # fmt: skip
+Shapes = dict[str, list[int | str]]
+
+
+def save(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    inputs: Shapes,
+    outputs: Shapes,
+    weights: dict[str, np.ndarray],
+    *,
+    domains: dict[str, int] | None = None,
+) -> Path:
     graph = helper.make_graph(
         nodes,
         "network",
@@ -72,7 +82,9 @@ def sequence(path: Path) -> Path:
         helper.make_node("Relu", ["h"], ["r"], "relu"),
         helper.make_node("MatMul", ["r", "w2"], ["y"], "last"),
     ]
-    return save(path, nodes, {"x": ["n", "time", 8]}, {"y": ["n", "time", 5]}, {"w1": random(8, 16), "w2": random(16, 5)})
+    return save(
+        path, nodes, {"x": ["n", "time", 8]}, {"y": ["n", "time", 5]}, {"w1": random(8, 16), "w2": random(16, 5)}
+    )
 
 
 def foreign(path: Path) -> Path:

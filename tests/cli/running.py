@@ -8,18 +8,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from click.testing import Result
 from typer.testing import CliRunner
 
 from narrowgauge.cli.app import app
 
 
-def invoke(*arguments: str | Path | int) -> Result:
+def invoke(*arguments: str | Path | int) -> Any:
     """Run a command in this process."""
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def done(*arguments: str | Path | int, code: int = 0) -> Result:
+def done(*arguments: str | Path | int, code: int = 0) -> Any:
     """Run a command that is to end with a code."""
     result = invoke(*arguments)
     assert result.exit_code == code, (result.stdout, result.stderr, result.exception)

@@ -131,6 +131,27 @@ def test_weights_are_exactly_their_round_trip(
     assert "w" not in lowered.graph.initializers
 
 
+@pytest.mark.parametrize("kind", ["int8", "uint4"])
+@pytest.mark.parametrize(
+    ("granularity", "scales"),
+    [(PerTensor(), ()), (PerAxis(0), (6,)), (PerBlock(1, 4), (6, 2, 1, 1)), (PerBlock(-3, 3), (6, 3, 1, 1))],
+)
+@pytest.mark.parametrize("convert", [False, True])
+def test_weights_of_a_convolution_are_exactly_their_round_trip(
+    kind: str, granularity: Granularity, scales: tuple[int, ...], convert: bool
+) -> None:
+    weights = random(6, 8, 1, 1)
+    encoding = spread_encoding(kind, granularity, scales, zero_point=2)
+    model = imported(node("Conv", "x w", "y"), inputs={"x": [8, 8, 1, 1]}, outputs=["y"], constants={"w": weights})
+    plan = hand_plan({"w": encoding}, mode="weight-only")
+    lowered = lower_to_qdq(model, plan, QdqStyle(convert_weights=convert))
+    onnx.checker.check_model(ir.to_proto(lowered))
+    pick = np.eye(8, dtype=np.float32).reshape(8, 8, 1, 1)
+    for optimization in ("none", "all"):
+        result = run(lowered, {"x": pick}, optimization)["y"]
+        np.testing.assert_array_equal(result.transpose(1, 0, 2, 3), round_trip(weights, encoding))
+
+
 # --- layers: the golden rule ----------------------------------------------------------------------------------------
 
 
@@ -501,3 +522,28 @@ def test_converted_weights_are_the_same_numbers_and_vanish_when_loaded(zoo: Path
 def test_the_reference_of_these_tests_dequantizes_what_it_quantizes() -> None:
     encoding = per_tensor("int8", 0.5, 3)
     np.testing.assert_array_equal(dequantize(quantize([1.0, -0.25], encoding), encoding), np.float32([1.0, 0.0]))
+
+
+def test_onnx_runtime_leaves_a_float_layer_between_integer_ones_float() -> None:
+    """Unshielded, it rounds the layer's weights too, with one scale for all channels, without a word."""
+    weights = random(8, 8, 3, 3)
+    weights[1:] *= 0.001  # one scale for all channels leaves nothing of these
+    model = imported(
+        node("Relu", "x", "a"),
+        node("Conv", "a w b", "y", kernel_shape=[3, 3]),
+        node("Conv", "y v", "z", kernel_shape=[1, 1]),
+        inputs={"x": ["N", 8, 10, 10]},
+        outputs=["z"],
+        constants={"w": weights, "b": np.zeros(8, np.float32), "v": np.eye(8, dtype=np.float32).reshape(8, 8, 1, 1)},
+    )
+    layer = next(str(entry.name) for entry in model.graph if entry.outputs[0].name == "y")
+    encodings = {"a": per_tensor("uint8", 0.02), "y": per_tensor("int16", 0.001), "v": per_tensor("int8", 1.0)}
+    plan = hand_plan(encodings, float_nodes=[layer])
+    feed = {"x": np.abs(random(4, 8, 10, 10))}
+    meant = run(lower_to_qdq(model, plan), feed)["z"][:, 1:]
+    shielded, bare = (
+        run(lower_to_qdq(model, plan, QdqStyle(shield_float_layers=shield)), feed, "all")["z"][:, 1:]
+        for shield in (True, False)
+    )
+    assert sqnr(meant, shielded) > 30
+    assert sqnr(meant, bare) < 3, "ONNX Runtime no longer does this: the shield may go"

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from narrowgauge.analysis.latency import Latency, measure_latency
 from narrowgauge.data import InputSpec, batches, default_preprocess, input_specs, open_samples
 from narrowgauge.data.inputs import has_batch_axis
-from narrowgauge.errors import DataError, ModelError
+from narrowgauge.errors import DataError, ModelError, RuntimeFailure
 from narrowgauge.importers.onnx import read
-from narrowgauge.runtimes.onnxruntime import open_run
+from narrowgauge.runtimes.onnxruntime import Run, open_run
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
@@ -47,8 +47,17 @@ def bench(
         inputs = input_specs(read(path))
         feed = _random_feed(inputs, batch) if data is None else _first_feed(data, inputs, batch, path)
         run = open_run(path, threads=threads)
+        _try(path, run, feed, made_up=data is None)
         runs[str(number)] = lambda run=run, feed=feed: run(feed)
     return list(measure_latency(runs, seconds=seconds * len(models)).values())
+
+
+def _try(path: Path, run: Run, feed: Feed, *, made_up: bool) -> None:
+    try:
+        run(feed)
+    except RuntimeFailure as error:
+        hint = "; the inputs were made up: give samples with --data" if made_up else ""
+        raise RuntimeFailure(f"{path}: {error}{hint}") from None
 
 
 def _random_feed(inputs: Sequence[InputSpec], batch: int) -> Feed:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from narrowgauge.analysis.evaluate import Comparison, LabelledBatch, compare_runs
+from narrowgauge.analysis.evaluate import Array, Comparison, LabelledBatch, compare_runs
 from narrowgauge.analysis.latency import Latency, measure_latency
+from narrowgauge.data.batches import single_row
+from narrowgauge.data.inputs import InputSpec
 from narrowgauge.runtimes.onnxruntime import open_run
 
 # Below these the networks are not the same any more, and a person must hear it.
@@ -36,8 +38,9 @@ class Check:
 def check(
     original: ir.Model | Path,
     quantized: Path,
-    batches: Callable[[], Iterable[LabelledBatch]],
+    batches: Iterable[LabelledBatch],
     *,
+    inputs: Sequence[InputSpec],
     native: bool,
     metric: Callable[..., Any] | None = None,
     threads: int | None = None,
@@ -48,7 +51,8 @@ def check(
     Args:
         original: the float network as it was given.
         quantized: the written file.
-        batches: makes the samples, afresh at each call.
+        batches: the samples; read once.
+        inputs: the networks' inputs.
         native: whether ONNX Runtime is the target's engine: then its integer kernels run the file and it is timed;
             else the file is simulated as written, without fusions that change numbers.
         metric: the user's own, see `compare_runs`.
@@ -59,21 +63,27 @@ def check(
         RuntimeFailure: if a network cannot be loaded or run.
         DataError: if there is no sample.
     """
+    first: list[LabelledBatch] = []
     comparison = compare_runs(
         open_run(original, threads=threads),
         open_run(quantized, threads=threads, simulate=not native),
-        batches(),
+        _remembering(batches, first),
         metric=metric,
         progress=progress,
     )
-    latency = _latency(original, quantized, batches) if native else {}
+    latency = _latency(original, quantized, single_row(first[0].feed, inputs)) if native else {}
     return Check(comparison=comparison, latency=latency, warnings=_warnings(comparison, latency))
 
 
-def _latency(
-    original: ir.Model | Path, quantized: Path, batches: Callable[[], Iterable[LabelledBatch]]
-) -> dict[str, Latency]:
-    feed = dict(next(iter(batches())).feed)
+def _remembering(batches: Iterable[LabelledBatch], first: list[LabelledBatch]) -> Iterator[LabelledBatch]:
+    """Hand batches on and keep the first one."""
+    for batch in batches:
+        if not first:
+            first.append(batch)
+        yield batch
+
+
+def _latency(original: ir.Model | Path, quantized: Path, feed: Mapping[str, Array]) -> dict[str, Latency]:
     runs = {name: open_run(model, threads=1) for name, model in (("float", original), ("quantized", quantized))}
     return measure_latency({name: lambda run=run: run(feed) for name, run in runs.items()})  # type: ignore[misc]
 

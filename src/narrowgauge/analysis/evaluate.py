@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -209,7 +209,7 @@ class _Judge:
 
     def __init__(self, metric: Callable[..., Any] | None) -> None:
         self.name = getattr(metric, "__name__", "metric")
-        self.stateful: StatefulMetric | None = metric() if metric is not None and inspect.isclass(metric) else None
+        self.stateful: StatefulMetric | None = cast(Any, metric)() if inspect.isclass(metric) else None
         self.metric = None if inspect.isclass(metric) else metric
         self.total, self.weight = 0.0, 0
 

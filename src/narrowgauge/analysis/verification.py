@@ -34,11 +34,13 @@ class Verification:
         pairs: (reference file, other file) -> how they compare; the float network is the first reference.
         samples: how many were run.
         contradictions: what does not hold, one sentence each; empty if all is well.
+        notes: what a person should know of the samples.
     """
 
     pairs: Mapping[tuple[str, str], Comparison]
     samples: int
     contradictions: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def verify(
@@ -85,7 +87,8 @@ def verify(
         if plan.target == summary["target"]
         else [f"plan.json is for {plan.target}, summary.json for {summary['target']}"]
     )
-    return Verification(pairs=pairs, samples=found.samples, contradictions=(*said, *_contradictions(summary, pairs)))
+    contradictions = (*said, *_contradictions(summary, pairs))
+    return Verification(pairs=pairs, samples=found.samples, contradictions=contradictions, notes=opened.notes)
 
 
 def to_json(found: Verification) -> dict[str, Any]:
@@ -101,6 +104,7 @@ def to_json(found: Verification) -> dict[str, Any]:
             for (one, other), pair in found.pairs.items()
         ],
         "contradictions": list(found.contradictions),
+        "notes": list(found.notes),
     }  # fmt: skip
 
 

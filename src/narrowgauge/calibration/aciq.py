@@ -21,9 +21,9 @@ def aciq_range(tensor: TensorStatistics, type: IntegerType, *, symmetric: bool) 
     """Clip where a Gaussian or a Laplace distribution fitted to the values has the least expected squared error.
 
     Banner, Nahshan, Soudry, "Post training 4-bit quantization of convolutional networks for rapid-deployment",
-    NeurIPS 2019, section 3. Both sides of zero: around the mean (around zero without a zero point), half the levels
-    a side. One side (behind a Relu): the folded distribution, all levels on it, its zeros left out, because there
-    the clipped half of a symmetric distribution lies. The family is the one of greater likelihood.
+    NeurIPS 2019, the section on ACIQ. Both sides of zero: around the mean (around zero without a zero point), half the
+    levels a side. One side (behind a Relu): the folded distribution, all levels on it, its zeros left out, because
+    there the clipped half of a symmetric distribution lies. The family is the one of greater likelihood.
     Differs: the equation is solved for any number of levels instead of reading a table, and the range is cut at the
     exact extremes.
     """
@@ -44,7 +44,7 @@ def aciq_range(tensor: TensorStatistics, type: IntegerType, *, symmetric: bool) 
 def laplace_clip(steps: float) -> float:
     """Best threshold over the mean absolute deviation b of a Laplace distribution.
 
-    Banner et al. 2019, equations 6 and 7: the error 2 b^2 exp(-y) + (y b / steps)^2 / 12 at a threshold y b has its
+    Banner et al. 2019, the Laplace case: the error 2 b^2 exp(-y) + (y b / steps)^2 / 12 at a threshold y b has its
     minimum where y exp(y) = 12 steps^2; 2.83, 3.89 and 5.03 at 2, 3 and 4 bits. The folded half has the same one.
 
     Args:
@@ -56,7 +56,7 @@ def laplace_clip(steps: float) -> float:
 def gaussian_clip(steps: float) -> float:
     """Best threshold over the standard deviation of a Gaussian distribution.
 
-    Banner et al. 2019, section 3.1 and appendix: the error (y^2 + 1) erfc(y / sqrt 2) - y sqrt(2 / pi) exp(-y^2 / 2)
+    Banner et al. 2019, the Gaussian case: the error (y^2 + 1) erfc(y / sqrt 2) - y sqrt(2 / pi) exp(-y^2 / 2)
     + (y / steps)^2 / 12 has its minimum where 2 y erfc(y / sqrt 2) - 2 sqrt(2 / pi) exp(-y^2 / 2)
     + y / (6 steps^2) = 0; 1.71, 2.15 and 2.55 at 2, 3 and 4 bits. The folded half has the same one.
 

@@ -16,9 +16,9 @@ def percentile(percent: float) -> Estimator:
     """Make the estimator that covers `percent` of the values.
 
     Wu, Judd, Zhang, Isaev, Micikevicius, "Integer Quantization for Deep Learning Inference: Principles and Empirical
-    Evaluation", 2020, section 5.2: the range is a percentile of |x|. Differs: so it is where no zero point is wanted;
-    else each tail of signed data is cut on its own side, and data of one sign at their far end only. A cut that would
-    leave nothing but zero (nearly all values are zeros) is not made.
+    Evaluation", 2020, the section on calibration: the range is a percentile of |x|. Differs: so it is where no zero
+    point is wanted; else each tail of signed data is cut on its own side, and data of one sign at their far end
+    only. A cut that would leave nothing but zero (nearly all values are zeros) is not made.
 
     Args:
         percent: above 50, at most 100.

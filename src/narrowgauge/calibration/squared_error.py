@@ -27,11 +27,11 @@ _NATIVE_OCTAVES = 5
 def mse_range(tensor: TensorStatistics, type: IntegerType, *, symmetric: bool) -> Range:
     """Choose the range with the least expected squared error, clipping and rounding together.
 
-    Sung, Shin, Hwang, "Resiliency of Deep Neural Networks under Quantization", 2015, section 3 (the step that
-    minimises the L2 error); Choukroun, Kravchik, Yang, Kisilev, "Low-bit Quantization of Neural Networks for
-    Efficient Inference" (OMSE), 2019, equation 6. Differs: the error is no sum over samples but the exact integral
-    over the histogram, values spread evenly inside a bin; an asymmetric range searches both ends; the range of the
-    extremes is always a candidate.
+    Sung, Shin, Hwang, "Resiliency of Deep Neural Networks under Quantization", 2015 (the step that minimises the L2
+    error); Choukroun, Kravchik, Yang, Kisilev, "Low-bit Quantization of Neural Networks for Efficient Inference", 2019
+    (OMSE: the same, per kernel and tensor). Differs: the error is no sum over samples but the exact integral over the
+    histogram, values spread evenly inside a bin; an asymmetric range searches both ends; the range of the extremes is
+    always a candidate.
     """
     exact = exact_range(tensor)
     low, high = min(exact.minimum, 0.0), max(exact.maximum, 0.0)

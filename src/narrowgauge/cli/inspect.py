@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from narrowgauge.cli import options
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from narrowgauge.analysis.inspection import Inspection, Placed, Port
 
 
 def inspect(
@@ -37,7 +42,7 @@ def inspect(
         terminal.show("", *_placed(found.placed))
 
 
-def _facts(name: str, found: Any) -> list[Any]:
+def _facts(name: str, found: Inspection) -> list[RenderableType]:
     from rich.text import Text
 
     from narrowgauge.cli.outcome import plain_table, size_text
@@ -58,14 +63,14 @@ def _facts(name: str, found: Any) -> list[Any]:
     return [table]
 
 
-def _port(port: Any) -> str:
+def _port(port: Port) -> str:
     from narrowgauge.data.inputs import shape_text
 
     shape = "any shape" if port.shape is None else shape_text(port.shape)
     return f"{port.name}: {port.type.lower()}, {shape}"
 
 
-def _operators(found: Any) -> list[Any]:
+def _operators(found: Inspection) -> list[RenderableType]:
     from rich.text import Text
 
     from narrowgauge.cli.outcome import notes, plain_table
@@ -77,13 +82,16 @@ def _operators(found: Any) -> list[Any]:
         table.add_row(name, *(str(counts.get(name, 0)) for counts in (found.operators, after) if counts is not None))
     if len(names) > 1:
         table.add_row("together", *(str(sum(c.values())) for c in (found.operators, after) if c is not None))
-    left = plain_table("", "")
-    for refusal in found.refusals:
-        left.add_row("-", Text(str(refusal)))
-    return [table, *notes(found.notes), *([Text("Left as it was:"), left] if found.refusals else [])]
+    shown: list[RenderableType] = [table, *notes(found.notes)]
+    if found.refusals:
+        left = plain_table("", "")
+        for refusal in found.refusals:
+            left.add_row("-", Text(str(refusal)))
+        shown += [Text("Left as it was:"), left]
+    return shown
 
 
-def _placed(placed: Any) -> list[Any]:
+def _placed(placed: Placed) -> list[RenderableType]:
     import dataclasses
 
     from rich.text import Text

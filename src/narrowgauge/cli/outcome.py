@@ -113,8 +113,9 @@ def grouped_reasons(nodes: Iterable[Mapping[str, str]]) -> list[tuple[int, str, 
 
 
 def _without_name(reason: str) -> str:
-    """Take the value's name out of `x arrives in float: ...`: it would make each reason a group of its own."""
-    return re.sub(r"^.* arrives in float\b(: an integer \w+)?", "an input arrives in float: integers", reason)
+    """Take the names out of `x arrives in float: ...`: they would make each reason a group of its own."""
+    reason = re.sub(r"^.* arrives in float\b", "an input arrives in float", reason)
+    return re.sub(r": an integer \w+ would", ": integers would", reason)
 
 
 def float_nodes(nodes: Sequence[Mapping[str, str]]) -> RenderableType:
@@ -124,7 +125,7 @@ def float_nodes(nodes: Sequence[Mapping[str, str]]) -> RenderableType:
     table = plain_table("", "operators", "why", right=(0,))
     for count, operators, reason in grouped_reasons(nodes):
         table.add_row(str(count), Text(operators), Text(reason))
-    return Group(Text(f"{len(nodes)} nodes stay float:"), table)
+    return Group(Text("1 node stays float:" if len(nodes) == 1 else f"{len(nodes)} nodes stay float:"), table)
 
 
 def notes(lines: Iterable[str]) -> list[RenderableType]:

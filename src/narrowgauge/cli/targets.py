@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import dataclasses
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from narrowgauge.cli import options
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from narrowgauge.targets.describe import TargetSummary
 
 
 def targets(
@@ -25,17 +31,15 @@ def targets(
     if name is None:
         rows = summary_rows()
         if json:
-            terminal.show_json([_row(row) for row in rows])
+            terminal.show_json([dataclasses.asdict(row) for row in rows])
         else:
-            terminal.show(
-                _list(rows), "`narrowgauge targets NAME` shows one in full; a .toml file of yours works as well."
-            )
+            terminal.show(_list(rows), "`narrowgauge targets NAME` shows one in full.")
         return
     target = load_target(name)
     sections = explain(target)
     if json:
-        terminal.show_json({"name": target.name, "title": target.title, "version": target.version,
-                            "sections": [_section(section) for section in sections]})  # fmt: skip
+        facts = {"name": target.name, "title": target.title, "version": target.version}
+        terminal.show_json({**facts, "sections": [dataclasses.asdict(section) for section in sections]})
         return
     from rich.text import Text
 
@@ -48,16 +52,7 @@ def targets(
             terminal.show(_table(section.rows))
 
 
-def _row(row: Any) -> dict[str, Any]:
-    import dataclasses
-
-    return dataclasses.asdict(row)
-
-
-_section = _row
-
-
-def _list(rows: list[Any]) -> Any:
+def _list(rows: list[TargetSummary]) -> Table:
     from narrowgauge.cli.outcome import plain_table
 
     table = plain_table("target", "activations", "weights", "integer ops", "file", right=(3,))
@@ -67,7 +62,7 @@ def _list(rows: list[Any]) -> Any:
     return table
 
 
-def _table(rows: tuple[tuple[str, ...], ...]) -> Any:
+def _table(rows: tuple[tuple[str, ...], ...]) -> Table:
     """Two columns fit a narrow terminal: the operators, and all that is said of them."""
     from rich.table import Table
     from rich.text import Text

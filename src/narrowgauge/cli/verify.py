@@ -36,7 +36,7 @@ def verify(  # noqa: PLR0913 - the options of the command
 
     from narrowgauge.analysis import verification
     from narrowgauge.cli import guard, terminal
-    from narrowgauge.cli.outcome import decibels, plain_table
+    from narrowgauge.cli.outcome import decibels, notes, plain_table
     from narrowgauge.errors import RuntimeFailure
     from narrowgauge.runtimes import onnxruntime
 
@@ -54,7 +54,7 @@ def verify(  # noqa: PLR0913 - the options of the command
         for (one, other), pair in found.pairs.items():
             same = "-" if pair.agreement_top1 is None else f"{pair.agreement_top1:.2f} %"
             table.add_row(one, other, same, decibels(pair.sqnr_db, infinite=pair.sqnr_db == float("inf")))
-        terminal.show(table, Text(f"on {found.samples} samples", style="dim"))
+        terminal.show(table, Text(f"on {found.samples} samples", style="dim"), *notes(found.notes))
     if found.contradictions:
         guard.fail(f"{folder}: {'; '.join(found.contradictions)}")
     if not (json or quiet):

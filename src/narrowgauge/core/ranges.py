@@ -75,4 +75,5 @@ def _symmetric_scale(
 def _symmetric_zero_point(low: npt.NDArray[np.float64], type: IntegerType) -> npt.NDArray[np.int64]:
     if type.signed:
         return np.zeros(low.shape, dtype=np.int64)
-    return np.where(low < 0, (type.maximum + 1) // 2, 0)
+    # One for all channels: engines take no zero points that differ between them.
+    return np.full(low.shape, (type.maximum + 1) // 2 if (low < 0).any() else 0, dtype=np.int64)

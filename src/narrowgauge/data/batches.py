@@ -55,6 +55,12 @@ def batches(samples: Iterable[Sample], size: int, inputs: Sequence[InputSpec]) -
         yield _join(group, fixed)
 
 
+def single_row(feed: Mapping[str, Array], inputs: Sequence[InputSpec]) -> dict[str, Array]:
+    """Cut a run's feed down to its first row where the network leaves the number of rows open, else return it all."""
+    open_rows = has_batch_axis(inputs) and rows_per_run(inputs) is None
+    return {name: array[:1] if open_rows and array.ndim else array for name, array in feed.items()}
+
+
 def _pieces(samples: Iterable[Sample], fixed: int | None, cuttable: bool) -> Iterator[Sample]:
     """Cut feeds whose number of rows the network does not take into single rows."""
     for sample in samples:

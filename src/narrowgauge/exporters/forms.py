@@ -39,7 +39,12 @@ Writer = Callable[[ir.Model, Plan, Target], ir.Model]
 def _qdq(model: ir.Model, plan: Plan, target: Target) -> ir.Model:
     if plan.mode == "dynamic":
         return lower_dynamically(model, plan)
-    return lower_to_qdq(model, plan, QdqStyle(bias_bits=target.bias_bits))
+    # ONNX Runtime computes DequantizeLinear of a constant in every run, slower than the layer itself.
+    convert = plan.mode == "weight-only" and target.runtime == "onnxruntime"
+    style = QdqStyle(
+        bias_bits=target.bias_bits, convert_weights=convert, shield_float_layers=target.runtime == "onnxruntime"
+    )
+    return lower_to_qdq(model, plan, style)
 
 
 def _qoperator(model: ir.Model, plan: Plan, target: Target) -> ir.Model:

@@ -41,9 +41,9 @@ WEIGHT_ROLES: dict[str, WeightRole] = {
     "ConvTranspose": WeightRole(weights=(1,), bias=2, output_axis=lambda node, rank: 1, input_axis=1),
     "Gemm": WeightRole(weights=(1,), bias=2, output_axis=_gemm_output_axis, input_axis=-1),
     "MatMul": WeightRole(weights=(1,), bias=None, output_axis=lambda node, rank: rank - 1, input_axis=-1),
-    "LSTM": WeightRole(weights=(1, 2), bias=3, output_axis=lambda node, rank: 0, input_axis=-1),
-    "GRU": WeightRole(weights=(1, 2), bias=3, output_axis=lambda node, rank: 0, input_axis=-1),
-    "RNN": WeightRole(weights=(1, 2), bias=3, output_axis=lambda node, rank: 0, input_axis=-1),
+    "LSTM": WeightRole(weights=(1, 2), bias=3, output_axis=lambda node, rank: 1, input_axis=-1),
+    "GRU": WeightRole(weights=(1, 2), bias=3, output_axis=lambda node, rank: 1, input_axis=-1),
+    "RNN": WeightRole(weights=(1, 2), bias=3, output_axis=lambda node, rank: 1, input_axis=-1),
     "Gather": WeightRole(weights=(0,), bias=None, output_axis=lambda node, rank: 0, input_axis=-1),
 }
 

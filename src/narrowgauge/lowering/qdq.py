@@ -18,6 +18,7 @@ from narrowgauge.errors import PlanError
 from narrowgauge.graph.constants import constant_array
 from narrowgauge.graph.edits import is_operator, new_node, remove_unused, take_place
 from narrowgauge.graph.roles import activation_inputs, clip_bounds, is_constant, weight_inputs
+from narrowgauge.graph.shapes import dimensions
 from narrowgauge.lowering.parameters import Parameters, array_type, check_names, fills_container
 
 _BIAS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
@@ -35,11 +36,15 @@ class QdqStyle:
         convert_weights: write weights of a weight-only plan as Cast and Mul, the same numbers, instead of
             DequantizeLinear, which ONNX Runtime runs with every sample; not weights in blocks of a matrix product,
             for which it has a kernel (com.microsoft.MatMulNBits).
+        shield_float_layers: let a float Conv, ConvTranspose or Gemm read rounded values through a DequantizeLinear with
+            the same scale once per channel. ONNX Runtime takes one with a single scale for a sign to round the layer's
+            float weights too, per tensor and silently (its WeightBiasQuantization).
     """
 
     bias_bits: int = 32
     drop_clips: bool = True
     convert_weights: bool = False
+    shield_float_layers: bool = False
 
 
 def lower_to_qdq(model: ir.Model, plan: Plan, style: QdqStyle | None = None) -> ir.Model:
@@ -186,6 +191,35 @@ class _Lowering:
         dq = self.parameters.linear("DequantizeLinear", q.outputs[0], encoding, name, f"{name}_dequantize")
         self.insert_behind(source, [q, dq])
         self.redirect(value, dq, readers, returned=returned)
+        if self.style.shield_float_layers:
+            self.shield(q.outputs[0], dq, encoding, name)
+
+    def shield(self, levels: ir.Value, dq: ir.Node, encoding: Encoding, name: str) -> None:
+        """Give float layers that read a rounded value a DequantizeLinear of their own, with a scale per channel."""
+        sizes = dimensions(levels) or ()
+        channels = sizes[1] if len(sizes) > 1 else None
+        layers = [
+            (node, number)
+            for node, number in dq.outputs[0].uses()
+            if number == 0 and is_operator(node, *_BIAS) and not self.is_integer(node)
+        ]
+        if not layers or channels is None or channels < 2 or not isinstance(encoding.granularity, PerTensor):
+            return
+        spread = Encoding(
+            type=encoding.type,
+            granularity=PerAxis(1),
+            scale=np.full(channels, encoding.scale, dtype=np.float32),
+            zero_point=np.full(channels, encoding.zero_point, dtype=np.int32),
+        )
+        own = self.parameters.linear(
+            "DequantizeLinear", levels, spread, f"{name}_per_channel", f"{name}_dequantize_per_channel"
+        )
+        own.outputs[0].name = self.parameters.name(f"{name}_dequantized_per_channel")
+        own.outputs[0].type = dq.outputs[0].type
+        own.outputs[0].shape = dq.outputs[0].shape
+        dq.append(own)
+        for node, number in layers:
+            node.replace_input_with(number, own.outputs[0])
 
     def redirect(self, value: ir.Value, last: ir.Node, readers: list[_Use], *, returned: bool) -> None:
         name = str(value.name)

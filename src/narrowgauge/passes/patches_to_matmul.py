@@ -1,7 +1,7 @@
 """Write the patch embedding of a transformer, a Conv that is flattened to a sequence, as a matrix product.
 
 Integer kernels of several engines write the result of a convolution only in integers, that of a matrix product also in
-float; the residual stream of a transformer, whose range grows far beyond the first layer's, begins there.
+float. The residual stream of a transformer, to which every block adds, begins there.
 """
 
 import math

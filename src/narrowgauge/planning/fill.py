@@ -194,7 +194,7 @@ def _room_for_bias(
     bias = model.graph.initializers.get(slot.bias)
     if not isinstance(activation, Encoding) or bias is None or bias.const_value is None or target.bias_bits == 0:
         return encoding
-    if isinstance(encoding.granularity, PerBlock) or encoding.zero_point.any():
+    if isinstance(encoding.granularity, PerBlock):
         return encoding
     reach = np.abs(bias.const_value.numpy().astype(np.float64))
     if isinstance(encoding.granularity, PerTensor):

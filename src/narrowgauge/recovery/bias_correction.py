@@ -12,7 +12,7 @@ from narrowgauge.core.encoding import Encoding
 from narrowgauge.core.plan import Plan
 from narrowgauge.graph.constants import add_constant, set_constant
 from narrowgauge.graph.edits import is_operator, sole_consumer
-from narrowgauge.graph.roles import activation_inputs, is_constant, weight_inputs
+from narrowgauge.graph.roles import WEIGHT_ROLES, activation_inputs, is_constant, weight_inputs
 from narrowgauge.graph.shapes import dimensions
 
 Float = npt.NDArray[np.float64]
@@ -37,8 +37,9 @@ def correct_bias(model: ir.Model, plan: Plan, statistics: Statistics) -> tuple[i
         A copy of the network with other biases, and the plan as it was.
     """
     corrected = model.clone()
+    float_nodes = {entry.name for entry in plan.float_nodes}
     for node in list(corrected.graph):
-        for number in weight_inputs(node):
+        for number in weight_inputs(node) if node.name not in float_nodes else ():
             weights = node.inputs[number]
             encoding = plan.encodings.get(str(weights.name)) if weights is not None else None
             if isinstance(encoding, Encoding) and weights is not None and weights.const_value is not None:
@@ -53,17 +54,20 @@ def _output_shift(
 ) -> Float | None:
     """Mean error of each output channel, real units; None where it cannot be told."""
     source = next((value for _, value in activation_inputs(node)), None)
-    mean = _input_mean(source, statistics)
-    if mean is None or node.op_type not in _SHIFTS:
+    if source is None or node.op_type not in _SHIFTS:
+        return None
+    mean = _input_mean(source, WEIGHT_ROLES[node.op_type].input_axis, statistics)
+    if mean is None:
         return None
     error = round_trip(weights, encoding).astype(np.float64) - weights
     return _SHIFTS[node.op_type](node, error, mean)
 
 
-def _input_mean(source: ir.Value | None, statistics: Statistics) -> Float | None:
-    name = str(source.name) if source is not None else ""
-    tensor = statistics.tensors.get(name)
-    if tensor is None or tensor.channels is None or tensor.channels.count == 0 or tensor.nan_count:
+def _input_mean(source: ir.Value, axis: int, statistics: Statistics) -> Float | None:
+    tensor = statistics.tensors.get(str(source.name))
+    if tensor is None or tensor.channels is None or tensor.channels.count == 0 or source.shape is None:
+        return None
+    if tensor.nan_count or tensor.infinity_count or tensor.channels.axis != axis % source.shape.rank():
         return None
     return tensor.channels.mean
 
@@ -121,6 +125,13 @@ def _matmul_shift(node: ir.Node, error: Float, mean: Float) -> Float | None:
 _SHIFTS = {"Conv": _conv_shift, "Gemm": _gemm_shift, "MatMul": _matmul_shift}
 
 
+def _is_per_channel(bias: ir.Value, channels: int) -> bool:
+    """Whether a bias is constant and has one number for each channel, along its last axis."""
+    if bias.const_value is None or bias.const_value.size != channels:
+        return False
+    return bias.const_value.shape.rank() > 0 and bias.const_value.shape[-1] == channels
+
+
 def _subtract(graph: ir.Graph, node: ir.Node, shift: Float) -> None:
     """Subtract from the node's bias, giving it one of its own where it has none or shares it."""
     holder, number = (node, 2)
@@ -132,7 +143,7 @@ def _subtract(graph: ir.Graph, node: ir.Node, shift: Float) -> None:
     if number < 0 or node.attributes.get_float("beta", 1.0) != 1.0:
         return
     old = holder.inputs[number] if number < len(holder.inputs) else None
-    if old is not None and (old.const_value is None or old.const_value.size != shift.size):
+    if old is not None and not _is_per_channel(old, shift.size):
         return
     if old is None:
         new = add_constant(graph, f"{node.name}_bias", (-shift).astype(np.float32))

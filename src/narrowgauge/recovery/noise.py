@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from narrowgauge.calibration.statistics import ChannelStatistics
+from narrowgauge.calibration.statistics import ChannelStatistics, TensorStatistics
 from narrowgauge.graph.edits import is_operator
 from narrowgauge.graph.roles import weight_inputs
 
@@ -25,6 +25,15 @@ def products_by_input(model: ir.Model, layers: set[str]) -> dict[str, list[ir.No
         if source is not None and flat and not node.attributes.get_int("transA", 0):
             groups.setdefault(str(source.name), []).append(node)
     return groups
+
+
+def product_channels(tensor: TensorStatistics | None, value: ir.Value | None) -> ChannelStatistics | None:
+    """What was seen along the axis that a product sums up, the last; None where that is unknown or not all finite."""
+    if tensor is None or tensor.channels is None or value is None or value.shape is None:
+        return None
+    if tensor.nan_count or tensor.infinity_count or tensor.is_empty:
+        return None
+    return tensor.channels if tensor.channels.axis == value.shape.rank() - 1 else None
 
 
 def weights_by_input(node: ir.Node) -> Float:

@@ -14,7 +14,13 @@ from narrowgauge.calibration.statistics import ChannelStatistics, Statistics, Te
 from narrowgauge.graph.constants import add_constant, set_constant
 from narrowgauge.graph.digest import network_digest
 from narrowgauge.graph.edits import new_node, unique_name
-from narrowgauge.recovery.noise import migration_factors, product_noise, products_by_input, weights_by_input
+from narrowgauge.recovery.noise import (
+    migration_factors,
+    product_channels,
+    product_noise,
+    products_by_input,
+    weights_by_input,
+)
 
 Float = npt.NDArray[np.float64]
 
@@ -57,12 +63,13 @@ def split_outliers(
     noise at the products' outputs falls to a quarter of what scaling channels into the weights (`smooth`) could reach.
     The outliers saturate in the integers of x, where their weights are zero, so that its range is the others'.
 
-    The network's outputs do not change but for float rounding. Only for products that write float.
+    The network's outputs do not change but for float rounding. Only for products that write float and whose input
+    comes in float: one that arrives in integers has lost the outliers.
 
     Args:
         model: the float network; it is not changed.
         statistics: of this network.
-        layers: names of the products that will run in integers and write float.
+        layers: names of the products that will run in integers, whose inputs and outputs are written in float.
         bits: of activations and weights.
 
     Returns:
@@ -72,11 +79,11 @@ def split_outliers(
     tensors = dict(statistics.tensors)
     done: list[Split] = []
     for name, nodes in products_by_input(divided, set(layers)).items():
-        tensor = tensors.get(name)
-        value = nodes[0].inputs[0]
-        if tensor is None or tensor.channels is None or tensor.nan_count or tensor.infinity_count or value is None:
+        tensor, value = tensors.get(name), nodes[0].inputs[0]
+        seen = product_channels(tensor, value)
+        if seen is None or tensor is None or value is None:
             continue
-        found = _worthwhile(tensor.channels, np.concatenate([weights_by_input(node) for node in nodes], axis=1), bits)
+        found = _worthwhile(seen, np.concatenate([weights_by_input(node) for node in nodes], axis=1), bits)
         if found is None or value.is_graph_output() or len({use.node for use in value.uses()}) != len(nodes):
             continue
         channels, gain = found
@@ -167,6 +174,9 @@ def _without(tensor: TensorStatistics, outliers: npt.NDArray[np.intp]) -> Tensor
     rest = np.delete(np.arange(channels.minimum.size), outliers)
     low, high = float(channels.minimum[rest].min()), float(channels.maximum[rest].max())
     clipped = replace(
-        channels, minimum=np.clip(channels.minimum, low, high), maximum=np.clip(channels.maximum, low, high)
+        channels,
+        minimum=np.clip(channels.minimum, low, high),
+        maximum=np.clip(channels.maximum, low, high),
+        total=np.clip(channels.total, low * channels.count, high * channels.count),
     )
     return replace(tensor, minimum=low, maximum=high, histogram=EMPTY, channels=clipped)

@@ -29,6 +29,9 @@ SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 # Two ranges closer than this are the same one.
 _SAME = 0.02
 
+# A range is changed only where the error falls below this share: the measure is local, the plan's range is not blind.
+_WORTHWHILE = 0.7
+
 # Additions and the like that an error is followed through before it is measured.
 _DEPTH = 2
 
@@ -106,7 +109,7 @@ def refine_ranges(
         if not scores or not all(math.isfinite(score) for score in scores):
             continue
         best = int(np.argmin(scores))
-        if best and scores[best] < scores[0]:
+        if best and scores[best] < _WORTHWHILE * scores[0]:
             encodings |= dict.fromkeys(groups[root], found[best])
             done.append(Refinement(value=root, before=scores[0], after=scores[best]))
     return replace(plan, encodings=encodings), tuple(done)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,15 +15,21 @@ from narrowgauge.graph.constants import add_constant, set_constant
 from narrowgauge.graph.digest import network_digest
 from narrowgauge.graph.edits import is_operator, new_node, unique_name
 from narrowgauge.graph.roles import is_constant
-from narrowgauge.recovery.noise import migration_factors, product_noise, products_by_input, weights_by_input
+from narrowgauge.recovery.noise import (
+    migration_factors,
+    product_channels,
+    product_noise,
+    products_by_input,
+    weights_by_input,
+)
 
 Float = npt.NDArray[np.float64]
 
 # Migration strengths that are tried; 0 leaves the layer as it is.
 STRENGTHS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 
-# An extra multiplication is worth it only where it takes away this much of the predicted noise.
-_WORTH_A_NODE = 0.5
+# An extra multiplication is worth it only where the predicted noise falls by this factor.
+_WORTH_A_NODE = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +52,7 @@ class Migration:
 
 
 def smooth(
-    model: ir.Model, statistics: Statistics, *, layers: Iterable[str], bits: int = 8
+    model: ir.Model, statistics: Statistics, *, layers: Iterable[str], rounded: Collection[str] = (), bits: int = 8
 ) -> tuple[ir.Model, Statistics, tuple[Migration, ...]]:
     """Divide each channel of a matrix product's input by s and multiply its weights' row by s.
 
@@ -54,7 +60,8 @@ def smooth(
     alpha is chosen layer by layer, from the statistics, as the one that makes the predicted rounding noise at the
     layers' outputs least (activations per tensor, weights per output channel, both uniform noise of step^2 / 12);
     where that is no better than leaving it, the layer is left. The division is folded into the LayerNormalization that
-    writes the value, where only these products read it; elsewhere it costs a Mul, spent where it halves the noise.
+    writes the value, where only these products read it; elsewhere it costs a Mul, spent where it halves the noise and
+    the value comes in float: behind an integer operator it would come after the rounding.
 
     The network's outputs do not change but for float rounding. Statistics of a scaled value keep its exact extremes
     and means; its histogram is dropped, so that every estimator takes the extremes.
@@ -63,6 +70,7 @@ def smooth(
         model: the float network; it is not changed.
         statistics: of this network.
         layers: names of the products that will run in integers.
+        rounded: names of the values that integer operators write as integers.
         bits: of activations and weights.
 
     Returns:
@@ -74,13 +82,14 @@ def smooth(
     tensors = dict(statistics.tensors)
     for name, nodes in groups.items():
         tensor = tensors.get(name)
-        if tensor is None or tensor.channels is None or tensor.nan_count or tensor.infinity_count:
+        seen = product_channels(tensor, nodes[0].inputs[0])
+        if seen is None or tensor is None:
             continue
-        found = _best(tensor.channels, [weights_by_input(node) for node in nodes], bits)
+        found = _best(seen, [weights_by_input(node) for node in nodes], bits)
         if found is None:
             continue
         factors, strength, gain = found
-        if not _apply(smoothed.graph, nodes, factors, gain):
+        if not _apply(smoothed.graph, nodes, factors, worth_a_node=gain >= _WORTH_A_NODE and name not in rounded):
             continue
         scaled = _scaled(tensor, factors)
         tensors[str(nodes[0].inputs[0].name)] = scaled  # type: ignore[union-attr]
@@ -105,7 +114,7 @@ def _best(channels: ChannelStatistics, weights: list[Float], bits: int) -> tuple
     return (factors[strength], strength, gain) if gain > 1.05 else None
 
 
-def _apply(graph: ir.Graph, nodes: list[ir.Node], factors: Float, gain: float) -> bool:
+def _apply(graph: ir.Graph, nodes: list[ir.Node], factors: Float, *, worth_a_node: bool) -> bool:
     value = nodes[0].inputs[0]
     assert value is not None
     writer = value.producer()
@@ -115,8 +124,8 @@ def _apply(graph: ir.Graph, nodes: list[ir.Node], factors: Float, gain: float) -
     )  # fmt: skip
     if alone and foldable and writer is not None and writer.attributes.get_int("axis", -1) in (-1, _last(value)):
         for number in range(1, len(writer.inputs)):
-            _replace_scaled(graph, writer, number, 1 / factors)
-    elif gain < 1 / _WORTH_A_NODE:
+            _replace_scaled(graph, writer, number, 1 / factors, along=-1)
+    elif not worth_a_node:
         return False
     else:
         name = unique_name(graph, f"{value.name}_smoothed")
@@ -134,13 +143,13 @@ def _last(value: ir.Value) -> int:
     return value.shape.rank() - 1 if value.shape is not None else -1
 
 
-def _replace_scaled(graph: ir.Graph, node: ir.Node, number: int, factors: Float, along: int = 0) -> None:
+def _replace_scaled(graph: ir.Graph, node: ir.Node, number: int, factors: Float, *, along: int) -> None:
     """Scale a constant input, in place where this node alone reads it."""
     value = node.inputs[number]
     if value is None or value.const_value is None:
         return
     array = value.const_value.numpy()
-    shape = [-1 if axis == along else 1 for axis in range(array.ndim)]
+    shape = [-1 if axis == along % array.ndim else 1 for axis in range(array.ndim)]
     scaled = (array * factors.reshape(shape)).astype(np.float32)
     if len(value.uses()) == 1:
         set_constant(value, scaled)

@@ -1,0 +1,174 @@
+"""`quantize`: what it prints, what it writes, what its options do."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.cli import networks
+from tests.cli.conftest import Digits
+from tests.cli.running import done, error_of, invoke, no_leftovers, process, record
+
+FIGURES = {
+    "model", "target", "recipe", "float", "quantized", "agreement_top1", "sqnr_db", "size_bytes", "latency_ms",
+    "seconds", "peak_rss_bytes", "float_nodes", "notes",
+}  # fmt: skip
+
+
+def operators(path: Path) -> set[str]:
+    return {node.op_type for node in onnx.load(path).graph.node}
+
+
+def test_the_folder_holds_what_the_contract_says(written: Digits) -> None:
+    no_leftovers(
+        written.quantized, "model.onnx", "simulated.onnx", "integer.onnx", "float.onnx", "plan.json", "statistics.npz",
+        "summary.json",
+    )  # fmt: skip
+    summary = json.loads((written.quantized / "summary.json").read_text())
+    assert set(summary) >= FIGURES
+    assert summary["checked_samples"] == summary["labelled_samples"] == 80
+    assert summary["quantized"]["top1"] > 90
+    assert summary["size_bytes"]["float"] == written.network.stat().st_size
+
+
+def test_a_person_reads_accuracy_size_and_where_the_files_are(written: Digits, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    text = done("quantize", written.network, "--data", written.data, "--samples", 40, "--out", out).stdout
+    for word in (
+        "top-1",
+        "same answer",
+        "SQNR",
+        "smaller",
+        "latency",
+        "float",
+        "model.onnx",
+        "plan.json",
+    ):
+        assert word in text
+    assert f"Written to {out}" in text.replace("\n", "") or str(out) in text.replace("\n", "")
+
+
+def test_json_is_the_summary_and_nothing_else(written: Digits, tmp_path: Path) -> None:
+    (tmp_path / "chatty.py").write_text("def chatty(outputs, labels):\n    print('I am a metric')\n    return 1.0\n")
+    running = process(
+        "quantize", written.network, "--data", written.data, "--samples", 40, "--out", "out", "--json", "--metric",
+        "chatty:chatty", cwd=tmp_path,
+    )  # fmt: skip
+    stdout, stderr = running.communicate(timeout=60)
+    assert running.returncode == 0, stderr
+    assert json.loads(stdout) == json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert json.loads(stdout)["quantized"]["chatty"] == 1.0
+    assert "I am a metric" in stderr
+
+
+def test_quiet_prints_nothing(written: Digits, tmp_path: Path) -> None:
+    result = done("quantize", written.network, "--data", written.data, "--out", tmp_path / "o", "--quiet")
+    assert result.output == ""
+
+
+def test_a_missed_accuracy_ends_with_3_and_everything_is_written(written: Digits, tmp_path: Path) -> None:
+    result = done(
+        "quantize", written.network, "--data", written.data, "--samples", 40, "--weights", "int2", "--recipe", "plain",
+        "--max-drop", 1, "--out", tmp_path / "o", code=3,
+    )  # fmt: skip
+    assert result.stderr.startswith("accuracy missed: top1 fell by ")
+    assert "WARNING" in result.stdout
+    assert (tmp_path / "o" / "summary.json").exists()
+
+
+def test_a_reached_accuracy_ends_with_0(written: Digits, tmp_path: Path) -> None:
+    done("quantize", written.network, "--data", written.data, "--max-drop", 2, "--out", tmp_path / "o")
+
+
+def test_the_accuracy_is_the_agreement_where_there_are_no_labels(written: Digits, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.load(written.data)["image"])
+    result = done(
+        "quantize", written.network, "--data", tmp_path / "x.npy", "--weights", "int2", "--recipe", "plain",
+        "--max-drop", 1, "--out", tmp_path / "o", code=3,
+    )  # fmt: skip
+    assert "the agreement with the float network fell by" in result.stderr
+
+
+def test_keep_float_is_repeatable_and_reported(written: Digits, tmp_path: Path) -> None:
+    summary = record(
+        "quantize", written.network, "--data", written.data, "--keep-float", "last", "--keep-float", "Add", "--out",
+        tmp_path / "o",
+    )  # fmt: skip
+    kept = {node["operator"] for node in summary["float_nodes"]}
+    assert {"Gemm", "Add"} <= kept
+    assert "Gemm" in operators(tmp_path / "o" / "model.onnx")
+
+
+def test_the_format_is_the_one_asked_for(written: Digits, tmp_path: Path) -> None:
+    done(
+        "quantize", written.network, "--data", written.data, "--format", "qoperator", "--out", tmp_path / "o", "--quiet"
+    )
+    assert "QLinearConv" in operators(tmp_path / "o" / "model.onnx")
+    assert "QLinearConv" not in operators(written.quantized / "model.onnx")
+
+
+def test_a_format_that_the_target_does_not_have_is_refused(written: Digits, tmp_path: Path) -> None:
+    said = error_of("quantize", written.network, "--data", written.data, "--format", "coreml", "--out", tmp_path / "o")
+    assert "qdq, qoperator" in said
+    assert "coreml" in said
+
+
+@pytest.mark.parametrize(("target", "weights"), [("tvm", "int4"), ("tflite-edgetpu", "int4"), ("tensorrt", "uint8")])
+def test_a_type_that_the_target_lacks_is_refused_for_its_format_and_simulated(
+    written: Digits, tmp_path: Path, target: str, weights: str
+) -> None:
+    out = tmp_path / "o"
+    summary = record(
+        "quantize", written.network, "--data", written.data, "--weights", weights, "--target", target, "--out", out
+    )
+    assert [note for note in summary["notes"] if f"{target} cannot run this plan" in note and weights in note]
+    assert not (out / "model.onnx").exists()
+    assert (out / "simulated.onnx").exists()
+
+
+def test_fewer_samples_than_asked_are_split_and_noted(written: Digits, tmp_path: Path) -> None:
+    summary = record("quantize", written.network, "--data", written.data, "--out", tmp_path / "o")
+    assert "120 samples found, 256 asked for calibration: 90 calibrate, the other 30 check" in summary["notes"]
+    assert summary["checked_samples"] == 30
+
+
+def test_labels_beyond_the_networks_classes_are_refused(tmp_path: Path) -> None:
+    network = networks.convolution(tmp_path / "n.onnx")
+    np.savez(tmp_path / "x.npz", image=networks.random(20, 3, 8, 8), labels=np.arange(1, 21))
+    said = error_of("quantize", network, "--data", tmp_path / "x.npz", "--out", tmp_path / "o")
+    assert "labels from 0 to 3" in said
+    assert "label_offset" in said
+
+
+@pytest.mark.parametrize("recipe", ["dynamic", "weight-only"])
+def test_recipes_that_need_no_data(written: Digits, tmp_path: Path, recipe: str) -> None:
+    without = record("quantize", written.network, "--recipe", recipe, "--out", tmp_path / "a")
+    assert "nothing was checked: there are no data" in without["notes"]
+    with_data = record("quantize", written.network, "--data", written.data, "--recipe", recipe, "--out", tmp_path / "b")
+    assert with_data["agreement_top1"] > 90
+    assert (tmp_path / "a" / "model.onnx").read_bytes() == (tmp_path / "b" / "model.onnx").read_bytes()
+
+
+def test_output_to_a_pipe_that_closes_is_no_error(written: Digits) -> None:
+    running = process("targets")
+    assert running.stdout is not None
+    running.stdout.close()
+    assert running.stderr is not None
+    assert running.stderr.read() == ""
+    running.stderr.close()
+    assert running.wait(timeout=60) == 0
+
+
+def test_unexpected_failures_of_the_users_metric_are_one_line(
+    written: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "failing_metric.py").write_text("def failing(outputs, labels):\n    raise ZeroDivisionError('by 0')\n")
+    result = invoke(
+        "quantize", written.network, "--data", written.data, "--out", "o", "--metric", "failing_metric:failing"
+    )
+    assert result.exit_code == 1
+    assert result.stderr == "internal error: ZeroDivisionError: by 0; run again with --debug for the traceback\n"
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith((".", "o"))] == []
