@@ -202,7 +202,7 @@ def _network_rows(network: Network, pythons: Mapping[str, Path], count: int, fol
             "model": str(float_file), "images": str(folder / "images.npy"), "output": str(output),
             "result": str(folder / f"{number}.json"), "options": dict(variant.options),
         }  # fmt: skip
-        print(f"{network.name}: {tool}, {variant.name} ...", file=sys.stderr, flush=True)
+        print(f"{network.name}: {tool}, {variant.name}", end=" ... ", file=sys.stderr, flush=True)
         row: dict[str, Any] = {"network": network.name, "tool": tool, "variant": variant.name}
         row |= _work(pythons[tool], TOOLS[tool].worker, job, folder)
         if "failed" not in row:
@@ -211,6 +211,8 @@ def _network_rows(network: Network, pythons: Mapping[str, Path], count: int, fol
             row["size_ratio"] = _size(output) / _size(float_file)
             row["cost_in_float_passes"] = row["seconds"] / row["float_pass_seconds"]
             files[f"{tool}, {variant.name}"] = output
+        said = row.get("failed") or f"agrees {row['agreement']:.1f} %, {row['seconds']:.1f} s"
+        print(said, file=sys.stderr, flush=True)
         rows.append(row)
     for row, ratio in zip((row for row in rows if "failed" not in row), _latencies(files, evaluating), strict=True):
         row["latency_ratio"] = ratio

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from narrowgauge.analysis.check import Check, check
 from narrowgauge.calibration.batching import batch_size
-from narrowgauge.calibration.collect import collect
+from narrowgauge.calibration.collect import collect, sampled_for
 from narrowgauge.calibration.statistics import Statistics
 from narrowgauge.core.plan import Plan, load_plan
 from narrowgauge.data import Batch, Preprocess, Samples, batches, default_preprocess, input_specs, open_samples
@@ -27,9 +27,11 @@ from narrowgauge.exporters.forms import Forms, check_format, forms_for
 from narrowgauge.graph.digest import network_digest
 from narrowgauge.graph.engine import weight_bytes
 from narrowgauge.graph.quantized import is_quantized
+from narrowgauge.graph.roles import activation_inputs
 from narrowgauge.importers.onnx import ImportedModel, load
+from narrowgauge.planning.bias_room import with_room_for_biases
 from narrowgauge.planning.choices import Choices, NodeChoice
-from narrowgauge.planning.fill import fill
+from narrowgauge.planning.fill import fill, fixed_values
 from narrowgauge.planning.place import place
 from narrowgauge.recipe import SCOPES, Recipe, choices, keep_float_rules, load_recipe
 from narrowgauge.recovery.bias_correction import correct_bias
@@ -49,6 +51,7 @@ CHECKING_SAMPLES = 1000
 # Samples that ranges are refined on, and with how few it is not worth it.
 _REFINING = 8
 _FEWEST_REFINING = 8
+_REFINING_BATCH = 2  # every value and a rounded twin of it are held at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -282,16 +285,18 @@ class _Job:
             plan = self.given_plan(given, network) or fill(network, placement, statistics, target, asked)
         if statistics is not None and recipe.refine_ranges and given is None:
             with self.stage("refine ranges"):
-                plan = self.refine(network, plan, statistics, target, calibrating)
-        if statistics is not None and recipe.correct_bias:
+                plan = self.refine(network, plan, statistics, target, calibrating, fixed=fixed_values(placement))
+        made_for_this = given is not None and plan.network == network_digest(network)  # biases are corrected already
+        if statistics is not None and recipe.correct_bias and not made_for_this:
             with self.stage("correct bias"):
                 network, plan = correct_bias(network, plan, statistics)
         self.notes += plan.notes
         return network, replace(plan, network=network_digest(network)), statistics
 
     def refine(
-        self, network: ir.Model, plan: Plan, statistics: Statistics, target: Target, calibrating: Samples | None
-    ) -> Plan:
+        self, network: ir.Model, plan: Plan, statistics: Statistics, target: Target, calibrating: Samples | None,
+        fixed: Collection[str],
+    ) -> Plan:  # fmt: skip
         """Choose ranges by their error behind the next layers, on a few samples that can be read again."""
         count = calibrating.count if calibrating is not None else None
         if calibrating is None or count is None or count < _FEWEST_REFINING:
@@ -299,14 +304,14 @@ class _Job:
                 f"ranges were not refined: that takes {_FEWEST_REFINING} samples or more that can be read twice"
             )
             return plan
-        few = list(_batches(network, calibrating.take(_REFINING)))
+        few = list(batches(calibrating.take(_REFINING), _REFINING_BATCH, input_specs(network)))
         plan, done = refine_ranges(
             network, plan, statistics, few, symmetric=target.activations.is_symmetric,
-            power_of_two=target.activations.power_of_two, threads=self.threads,
+            power_of_two=target.activations.power_of_two, fixed=fixed, threads=self.threads,
         )  # fmt: skip
         if done:
             self.notes.append(f"the ranges of {len(done)} values were chosen by their error behind the next layers")
-        return plan
+        return with_room_for_biases(network, plan, bits=target.bias_bits, power_of_two=target.weights.power_of_two)
 
     def calibrate(self, network: ir.Model, samples: Samples | None) -> Statistics:
         given = self.statistics_given
@@ -330,7 +335,8 @@ class _Job:
         rest = samples.skip(done)
         with self.stage("calibrate", rest.count):
             statistics = collect(
-                network, _batches(network, rest), threads=self.threads, start=start, save_to=file,
+                network, _batches(network, rest), sampled=start.sampled if start else sampled_for(rest.count),
+                threads=self.threads, start=start, save_to=file,
                 progress=self.progress.advance,
             )  # fmt: skip
         if file is not None:
@@ -343,12 +349,15 @@ class _Job:
     ) -> tuple[ir.Model, Statistics, Choices]:
         """Take the outlier channels out of what integer products read."""
         placement = place(network, target, asked)
-        writing_float = {
+        integer = [node for node in network.graph if node.name in placement.integer_nodes]
+        written = {str(value.name) for node in integer for value in node.outputs}
+        between_floats = {
             str(node.name)
-            for node in network.graph
-            if node.name in placement.integer_nodes and (rule := target.rule(node.op_type)) and rule.output == "float"
-        }
-        network, statistics, splits = split_outliers(network, statistics, layers=writing_float)
+            for node in integer
+            if (rule := target.rule(node.op_type)) and rule.output == "float"
+            and not any(value.name in written for _, value in activation_inputs(node))
+        }  # fmt: skip
+        network, statistics, splits = split_outliers(network, statistics, layers=between_floats)
         self.notes += [
             f"channel {', '.join(map(str, one.channels))} of {one.value!r} reaches {one.range_before:.3g}, the others "
             f"{one.range_after:.3g}: it is multiplied in float"
@@ -358,7 +367,8 @@ class _Job:
             name: NodeChoice(keep_float=f"outlier channels of {one.value} are multiplied in float")
             for one in splits for name in one.float_nodes
         }})  # fmt: skip
-        network, statistics, done = smooth(network, statistics, layers=placement.integer_nodes)
+        rounded = written.difference(placement.float_outputs)
+        network, statistics, done = smooth(network, statistics, layers=placement.integer_nodes, rounded=rounded)
         if done:
             worst = max(done, key=lambda migration: migration.factor)
             self.notes.append(

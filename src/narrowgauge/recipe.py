@@ -144,7 +144,7 @@ def recipe_from_values(values: Mapping[str, Any], *, name: str) -> Recipe:
     """
     rest = dict(values)
     base = rest.pop("base", "default")
-    if base not in PRESETS:
+    if not isinstance(base, str) or base not in PRESETS:
         raise RecipeError(f"expected 'base' to be one of {', '.join(PRESETS)}, got {base!r}")
     rows = rest.pop("rules", [])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -242,7 +242,7 @@ def _matching(rule: Rule, model: ir.Model) -> list[str]:
     for node in model.graph:
         name = str(node.name)
         # A bare name may also be an operator's: `--keep-float Softmax`.
-        named = not rule.node or fnmatch.fnmatchcase(name, rule.node) or rule.node == node.op_type
+        named = not rule.node or rule.node in (name, node.op_type) or fnmatch.fnmatchcase(name, rule.node)
         if named and (not rule.operator or rule.operator == node.op_type) and (not rule.position or name in ends):
             found.append(name)
     return found

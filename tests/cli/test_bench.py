@@ -42,9 +42,7 @@ def test_a_missing_network_is_named(tmp_path: Path) -> None:
 
 
 def test_made_up_inputs_that_do_not_fit_say_what_to_do(tmp_path: Path) -> None:
-    nodes = [
-        helper.make_node("MatMul", ["a", "b"], ["y"], "product")
-    ]  # the open axes must be equal, which none declares
+    nodes = [helper.make_node("MatMul", ["a", "b"], ["y"], "product")]  # k must be 7
     shapes = {"a": ["n", "k"], "b": [7, 3]}
     network = networks.save(tmp_path / "n.onnx", nodes, shapes, {"y": ["n", 3]}, {})
     said = error_of("bench", network, *SHORT)

@@ -35,7 +35,7 @@ class Check:
     warnings: tuple[str, ...]
 
 
-def check(
+def check(  # noqa: PLR0913 - what is compared and how, each by name
     original: ir.Model | Path,
     quantized: Path,
     batches: Iterable[LabelledBatch],

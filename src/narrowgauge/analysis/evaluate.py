@@ -49,7 +49,7 @@ class Comparison:
         agreement_top1: share of rows whose largest output is the same one, percent; None where the first output is no
             row of scores.
         sqnr_db: signal-to-quantization-noise ratio over all float outputs, 10 log10(sum ref^2 / sum err^2), in
-            decibels; infinity if they are equal.
+            decibels; infinity if they are equal, minus infinity if one alone holds NaN or infinity somewhere.
     """
 
     samples: int
@@ -98,7 +98,7 @@ def compare_runs(
     judges = [_Judge(metric), _Judge(metric)]
     for batch in batches:
         first, second = reference(batch.feed), candidate(batch.feed)
-        first, second = _cut(first, batch.count), _cut(second, batch.count)
+        first, second = _cut(first, batch), _cut(second, batch)
         tally.add(first, second, batch)
         for judge, outputs in zip(judges, (first, second), strict=True):
             judge.add(outputs, batch)
@@ -146,8 +146,7 @@ class _Tally:
             if one.shape != other.shape:
                 raise DataError(f"output {name!r} has shape {one.shape} in the one network, {other.shape} in the other")
             if one.dtype.kind == "f":
-                self.signal += float(np.square(one, dtype=np.float64).sum())
-                self.noise += float(np.square(np.subtract(one, other, dtype=np.float64)).sum())
+                self.add_energies(one.astype(np.float64), other.astype(np.float64))
         self.samples += batch.count
         scores = [_scores(outputs) for outputs in (first, second)]
         if scores[0] is None or scores[1] is None:
@@ -159,6 +158,16 @@ class _Tally:
         self.agreeing += int((picks[0] == picks[1]).sum())
         if ranks[0].shape[0] == batch.count and any(label is not None for label in batch.labels):
             self.count_right(ranks, picks, batch.labels)
+
+    def add_energies(self, one: Array, other: Array) -> None:
+        """Add up signal and noise; a NaN or infinity in both is no error, one in only one of them an infinite one."""
+        finite = np.isfinite(one) & np.isfinite(other)
+        if not finite.all():
+            if not np.array_equal(one[~finite], other[~finite], equal_nan=True):
+                self.noise = math.inf
+            one, other = one[finite], other[finite]
+        self.signal += float(np.square(one).sum())
+        self.noise += float(np.square(one - other).sum())
 
     def count_right(self, ranks: list[Array], picks: list[Array], labels: Sequence[int | None]) -> None:
         known = np.array([number for number, label in enumerate(labels) if label is not None])
@@ -182,15 +191,20 @@ class _Tally:
                 if self.classes > 10:
                     metrics[model]["top5"] = 100.0 * self.right_top5[model] / self.labelled
             metrics[model] |= judges[model].result()
-        ratio = math.inf if self.noise == 0 else 10 * math.log10(max(self.signal, 1e-300) / self.noise)
         return Comparison(
             samples=self.samples,
             labelled=self.labelled,
             reference=metrics[0],
             candidate=metrics[1],
             agreement_top1=100.0 * self.agreeing / self.rows if self.rows else None,
-            sqnr_db=ratio,
+            sqnr_db=_decibels(self.signal, self.noise),
         )
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise in (0, math.inf):
+        return math.inf if noise == 0 else -math.inf
+    return 10 * math.log10(max(signal, 1e-300) / noise)
 
 
 def _scores(outputs: Outputs) -> Array | None:
@@ -200,8 +214,15 @@ def _scores(outputs: Outputs) -> Array | None:
     return first if usable else None
 
 
-def _cut(outputs: Outputs, count: int) -> Outputs:
-    return {name: value[:count] if value.ndim and value.shape[0] > count else value for name, value in outputs.items()}
+def _cut(outputs: Outputs, batch: LabelledBatch) -> Outputs:
+    """Leave out the rows that only fill a fixed batch; outputs whose first axis is another one stay whole."""
+    arrays = [array for array in batch.feed.values() if array.ndim]
+    rows, count = {len(array) for array in arrays}, batch.count
+    if len(rows) != 1 or max(rows) <= count:
+        return outputs
+    if not all((array[count:] == array[count - 1]).all() for array in arrays):  # a feed without a batch axis
+        return outputs
+    return {name: value[:count] if value.shape[:1] == (max(rows),) else value for name, value in outputs.items()}
 
 
 class _Judge:

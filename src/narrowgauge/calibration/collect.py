@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +23,16 @@ from narrowgauge.calibration.reduce import Reduced, calibration_network
 from narrowgauge.calibration.statistics import ChannelStatistics, Statistics, TensorStatistics, merge_tensors
 from narrowgauge.errors import DataError, RuntimeFailure
 from narrowgauge.graph.digest import network_digest
-from narrowgauge.graph.engine import open_session
+from narrowgauge.graph.engine import available_cores, open_session
 
 Array = npt.NDArray[np.float32]
 
 # Elements of one sample's tensor up to which every one is counted in the histogram.
-SAMPLED = 4096
+SAMPLED = 2048
+
+# Where there are few samples, more of each is counted: about so many elements of a tensor in all.
+_COUNTED = 2**19
+_MOST_SAMPLED = 2**16
 
 # Counted-up values are kept as 16-bit bins and turned into counts when so many have come together.
 _PENDING_ELEMENTS = 16 * 2**20
@@ -36,7 +42,11 @@ _ROUND_BYTES = 128 * 2**20
 
 _SAVE_SECONDS = 20.0
 
-_FLOAT32_SUM = 1 << 16
+# Batches that are under way at a time, at the most: each holds its activations.
+_MOST_WORKERS = 4
+
+# Elements that are reduced together: what stays in a core's cache.
+_PIECE_ELEMENTS = 1 << 17
 
 # Far above what a sound network computes, far below the largest float32.
 _SUSPICIOUS = 1e37
@@ -106,6 +116,7 @@ def collect(
             if save_to is not None and time.monotonic() - saved > _SAVE_SECONDS:
                 so_far().save(save_to)
                 saved = time.monotonic()
+        collector.finish()
     except BaseException:
         if save_to is not None and collector.statistics().samples:
             so_far().save(save_to)
@@ -115,41 +126,49 @@ def collect(
     return so_far()
 
 
+def sampled_for(samples: int | None) -> int:
+    """How many elements of one sample's tensor to count where there are so many samples; None if that is unknown."""
+    return SAMPLED if not samples else max(SAMPLED, min(_MOST_SAMPLED, _COUNTED // samples))
+
+
 class Collector:
     """The statistics of one pass while they grow; they hold whole batches only, whenever the pass is interrupted."""
 
     def __init__(self, model: ir.Model, *, sampled: int = SAMPLED, threads: int | None = None) -> None:
         self.model = model
         self.sampled = sampled
-        self.threads = threads
         self._samples = 0
         self.observations: Observations = observations(model, sampled=sampled)
+        # Batches side by side, each on a thread of its own, use the cores better than one batch on all of them.
+        threads = threads or available_cores()
+        self._workers = min(threads, _MOST_WORKERS)
+        self._threads = max(1, threads // self._workers)
         self._groups = _rounds(list(self.observations.values.values()))
-        self._rounds = [_open_round(model, group, sampled, threads) for group in self._groups]
+        self._rounds = [_open_round(model, group, sampled, self._threads) for group in self._groups]
         self._whole_rounds: list[_Round] = []
         self._sums = {name: _Sums(observation) for name, observation in self.observations.values.items()}
         self._pending_elements = 0
-        self._looker = ThreadPoolExecutor(max_workers=1)
-        self._looking: Future[dict[str, _Part]] | None = None
-        self._adding: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(max_workers=self._workers)
+        self._looks: deque[tuple[Future[dict[str, _Part]], Batch, int]] = deque()
         self._digest = network_digest(model)
 
     def add(self, batch: Batch, *, first_index: int) -> None:
         """Add the samples of a batch; the first of them is sample number `first_index` of the data.
 
-        The engine runs it here; what it wrote is looked at in a thread beside the next batch's run.
+        Some batches are under way at a time; what they bring is added in their order.
         """
-        looks = []
-        for round_ in self._rounds:
-            outputs = _run(round_.session, round_.names, batch)
-            self._wait()
-            self._looking = self._looker.submit(_parts, round_, outputs, batch, self.sampled)
-            looks.append(self._looking)
-        self._adding = self._looker.submit(self._add_parts, looks, batch, first_index)
+        self._looks.append((self._pool.submit(_look, self._rounds, batch, self.sampled), batch, first_index))
+        while len(self._looks) > self._workers:
+            self._add_oldest()
 
-    def _add_parts(self, looks: list[Future[dict[str, _Part]]], batch: Batch, first_index: int) -> None:
-        """Add what a batch brought, of all rounds at once; it runs behind them in the same thread."""
-        parts = {name: part for look in looks for name, part in look.result().items()}
+    def _add_oldest(self) -> None:
+        """Wait for the oldest batch under way and add what it brought; if it failed, later ones are dropped."""
+        look, batch, first_index = self._looks.popleft()
+        try:
+            parts = look.result()
+        except BaseException:
+            self._looks.clear()
+            raise
         if not all(part.finite for part in parts.values()):
             # Maxima and pools may pass over a NaN: where one value shows something, look at every value whole.
             parts = self._careful_parts(batch, first_index)
@@ -163,10 +182,10 @@ class Collector:
         """Look at every value whole and count NaN and infinity; for the rare batch that holds some."""
         if not self._whole_rounds:
             groups = _rounds([replace(entry, reduction="whole") for group in self._groups for entry in group])
-            self._whole_rounds = [_open_round(self.model, group, self.sampled, self.threads) for group in groups]
+            self._whole_rounds = [_open_round(self.model, group, self.sampled, self._threads) for group in groups]
         parts = {}
         for round_ in self._whole_rounds:
-            outputs = _run(round_.session, round_.names, batch)
+            outputs = _run(round_, batch)
             for entry in round_.reduced:
                 assert entry.whole is not None
                 value = outputs[entry.whole]
@@ -174,16 +193,14 @@ class Collector:
                 parts[entry.observation.name] = part
         return parts
 
-    def _wait(self) -> None:
-        looking, adding, self._looking, self._adding = self._looking, self._adding, None, None
-        if looking is not None:
-            looking.result()
-        if adding is not None:
-            adding.result()
+    def finish(self) -> None:
+        """Wait for the batches that are under way."""
+        while self._looks:
+            self._add_oldest()
 
     def statistics(self) -> Statistics:
         """Return what was seen so far."""
-        self._wait()
+        self.finish()
         self._count_pending()
         return Statistics(
             tensors={name: sums.statistics() for name, sums in self._sums.items()},
@@ -208,7 +225,7 @@ class _Round:
 
 def _open_round(model: ir.Model, group: list[Observation], sampled: int, threads: int | None) -> _Round:
     network, reduced = calibration_network(model, group, sampled=sampled)
-    names = [name for entry in reduced for name in entry.outputs]
+    names = [str(value.name) for value in network.graph.outputs]
     return _Round(session=open_session(network, threads=threads), reduced=reduced, names=names)
 
 
@@ -226,9 +243,11 @@ def _rounds(observed: list[Observation]) -> list[list[Observation]]:
     return rounds
 
 
-def _run(session: onnxruntime.InferenceSession, names: list[str], batch: Batch) -> dict[str, Array]:
+def _run(round_: _Round, batch: Batch) -> dict[str, Array]:
+    """What is looked at of a batch: the engine's outputs, and what it was fed."""
+    fed = cast("dict[str, Array]", dict(batch.feed))
     try:
-        return dict(zip(names, session.run(names, dict(batch.feed)), strict=True))
+        return fed | dict(zip(round_.names, round_.session.run(round_.names, fed), strict=True))
     except Exception as error:  # ONNX Runtime raises bare classes of its own that share no base
         message = " ".join(str(error).split())
         raise RuntimeFailure(f"ONNX Runtime could not run the network on {_named(batch)}: {message}") from None
@@ -276,9 +295,14 @@ _NOTHING = _Part(
 """What a value without elements adds."""
 
 
-def _parts(round_: _Round, outputs: Mapping[str, Array], batch: Batch, sampled: int) -> dict[str, _Part]:
-    with np.errstate(over="ignore", invalid="ignore"):  # sums of infinities show in the result
-        return {entry.observation.name: _part(entry, outputs, batch, sampled) for entry in round_.reduced}
+def _look(rounds: list[_Round], batch: Batch, sampled: int) -> dict[str, _Part]:
+    """Run a batch and reduce what is looked at."""
+    parts: dict[str, _Part] = {}
+    for round_ in rounds:
+        outputs = _run(round_, batch)
+        with np.errstate(over="ignore", invalid="ignore"):  # sums of infinities show in the result
+            parts |= {entry.observation.name: _part(entry, outputs, batch, sampled) for entry in round_.reduced}
+    return parts
 
 
 def _part(entry: Reduced, outputs: Mapping[str, Array], batch: Batch, sampled: int) -> _Part:
@@ -333,19 +357,39 @@ def _sample_rows(value: Array, batch: Batch) -> Array:
 def _whole_part(observation: Observation, rows: Array, count: int, sampled: int) -> _Part:
     axis = observation.channel_axis
     has_channels = axis is not None and rows.ndim > axis
-    others = tuple(number for number in range(rows.ndim) if not has_channels or number != axis)
     if rows.size == 0:
         return _NOTHING
     number = rows.size // (rows.shape[axis] if has_channels and axis is not None else 1)
-    # Float32 sums of a few thousand numbers are exact enough for means, and several times faster.
-    precision = np.float32 if number <= _FLOAT32_SUM else np.float64
+    minimum, maximum, total = _reduced(rows, axis if has_channels else None)
     return _Part(
-        minimum=np.atleast_1d(rows.min(axis=others)),
-        maximum=np.atleast_1d(rows.max(axis=others)),
-        total=np.atleast_1d(rows.sum(axis=others, dtype=precision)).astype(np.float64),
+        minimum=minimum,
+        maximum=maximum,
+        total=total,
         count=number,
         bins=leading_bits(_subset(rows, count, sampled)),
         has_channels=has_channels,
+    )
+
+
+def _reduced(rows: Array, axis: int | None) -> tuple[Array, Array, npt.NDArray[np.float64]]:
+    """Extremes and sums per channel (of all, without channels), piece by piece: a piece stays in the cache for all."""
+    others: tuple[int, ...] = (0,)
+    if axis is None:
+        rows = rows.reshape(-1, 1)
+    elif axis == rows.ndim - 1:
+        rows = rows.reshape(-1, rows.shape[-1])
+    else:
+        others = tuple(number for number in range(rows.ndim) if number != axis)
+    length = max(1, _PIECE_ELEMENTS * rows.shape[0] // rows.size)
+    pieces = [rows[start : start + length] for start in range(0, rows.shape[0], length)]
+    # Float32 sums of a few thousand numbers are exact enough for means, and several times faster.
+    narrow = pieces[0].size <= _PIECE_ELEMENTS
+    sums = np.float32 if narrow else np.float64
+    parts = [(piece.min(axis=others), piece.max(axis=others), piece.sum(axis=others, dtype=sums)) for piece in pieces]
+    return (
+        functools.reduce(np.minimum, [part[0] for part in parts]),
+        functools.reduce(np.maximum, [part[1] for part in parts]),
+        np.sum([part[2] for part in parts], axis=0, dtype=np.float64),
     )
 
 

@@ -14,6 +14,7 @@ from narrowgauge.graph.roles import (
     LAYOUT_OPERATORS,
     WEIGHT_ROLES,
     activation_inputs,
+    bias_addition,
     clip_bounds,
     clips_only,
     is_constant,
@@ -67,7 +68,8 @@ def observations(model: ir.Model, *, sampled: int) -> Observations:
     """Choose what calibration looks at: every float value that is no constant, each set of equal statistics once.
 
     Left out are reshaped and transposed copies (unless a layer with weights reads them: it needs the means along the
-    copy's channels) and what only a Relu or Clip reads: an integer that saturates where the Relu cuts does the same.
+    copy's channels), what only a Relu or Clip reads (an integer that saturates where the Relu cuts does the same), and
+    products before their bias, which every integer kernel adds before it rounds.
 
     Args:
         model: the network, shapes inferred.
@@ -83,12 +85,16 @@ def observations(model: ir.Model, *, sampled: int) -> Observations:
         producer = value.producer()
         if clipper is not None:
             aliases[str(value.name)] = str(clipper.outputs[0].name)
+        elif producer is not None and (addition := bias_addition(producer)) is not None:
+            aliases[str(value.name)] = str(addition.outputs[0].name)
         elif is_operator(producer, *LAYOUT_OPERATORS) and not _feeds_weights(value):
             aliases[str(value.name)] = str(producer.inputs[0].name)  # type: ignore[union-attr]
         else:
             values[str(value.name)] = _observation(value, axes.get(str(value.name)), sampled)
-    first = [_first_symbol(value) for value in _candidates(graph) if value.name in values]
-    batch_first = batch is not None and all(symbol == batch for symbol in first)
+    others = {size.value for value in graph.inputs for size in _symbols(value)} - {batch, None}
+    batch_first = batch is not None and all(
+        _may_carry_batch(value, others) for value in _candidates(graph) if value.name in values
+    )
     return Observations(values=values, aliases=aliases, batch_first=batch_first)
 
 
@@ -110,6 +116,17 @@ def _batch_symbol(graph: ir.Graph) -> str | None:
     """Name of the first axis of every float input that has axes, None where they have no common one."""
     symbols = {_first_symbol(value) for value in graph.inputs if value.shape is not None and value.shape.rank() > 0}
     return symbols.pop() if len(symbols) == 1 else None
+
+
+def _symbols(value: ir.Value) -> list[ir.SymbolicDim]:
+    return [size for size in value.shape or () if isinstance(size, ir.SymbolicDim)]
+
+
+def _may_carry_batch(value: ir.Value, others: set[str | None]) -> bool:
+    """Whether a value's first axis is the batch as far as is known: open, and not one of the inputs' other axes."""
+    if value.shape is None or value.shape.rank() == 0 or isinstance(value.shape[0], int):
+        return False
+    return value.shape[0].value not in others
 
 
 def _first_symbol(value: ir.Value) -> str | None:

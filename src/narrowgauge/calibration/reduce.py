@@ -55,7 +55,8 @@ def calibration_network(
         sampled: about how many elements of one sample's value the subset has.
 
     Returns:
-        The calibration network and, value by value, what its outputs are.
+        The calibration network and, value by value, what its outputs are; of an input that is looked at whole, the
+        input's own name.
     """
     copy = model.clone()
     graph = copy.graph
@@ -63,8 +64,9 @@ def calibration_network(
     values |= {value.name: value for node in graph for value in node.outputs}
     builder = _Builder(graph)
     reduced = tuple(_REDUCTIONS[entry.reduction](builder, values[entry.name], entry, sampled) for entry in observed)
-    graph.outputs.clear()
-    graph.outputs.extend(builder.outputs)
+    if builder.outputs:  # else only inputs are looked at: the network runs as it is
+        graph.outputs.clear()
+        graph.outputs.extend(builder.outputs)
     return copy, reduced
 
 
@@ -89,14 +91,18 @@ class _Builder:
         self.number += 1
         node = new_node(operator, inputs, attributes, name=f"{_PREFIX}_{self.number}")
         node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        self.graph.append(node)
+        # Right behind what it reads: the engine runs nodes in this order, while the value is still in the cache.
+        producer = next((value.producer() for value in inputs if value.producer() is not None), None)
+        if producer is not None:
+            producer.append(node)
+        else:
+            self.graph[0].prepend(node)
         return node.outputs[0]
 
     def output(self, value: ir.Value) -> str:
-        # A value of the network itself may be an output twice over, or an input: hand out a copy's name.
-        if value.is_graph_input() or value in self.outputs:
-            value = self.node("Identity", [value])
-        self.outputs.append(value)
+        # An input need not pass through the engine: whoever feeds it has it.
+        if not value.is_graph_input():
+            self.outputs.append(value)
         return str(value.name)
 
 

@@ -54,7 +54,7 @@ def new_folder(out: Path | None, *, force: bool = False) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="narrowgauge-") as name:
             yield Path(name)
         return
-    out = out.absolute()
+    out = out.resolve()  # where a link points, so that the folder itself is replaced
     check_free(out, force=force)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

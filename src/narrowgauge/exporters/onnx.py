@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -36,11 +37,23 @@ def _check(model: ir.Model, path: Path) -> None:
         back = ir.load(path)
     except Exception as error:  # whatever a damaged file makes a parser raise
         raise OutputError(f"{path}: what was written does not read back: {error}") from None
-    meant = [(node.op_type, [value.name for value in node.outputs]) for node in model.graph]
-    found = [(node.op_type, [value.name for value in node.outputs]) for node in back.graph]
-    if meant != found:
+    if _structure(model) != _structure(back):
         raise OutputError(f"{path}: what was written reads back as another network")
     for name, value in model.graph.initializers.items():
         other = back.graph.initializers[name].const_value
         if value.const_value is None or other is None or value.const_value.tobytes() != other.tobytes():
             raise OutputError(f"{path}: initializer {name!r} reads back with other bytes")
+
+
+def _structure(model: ir.Model) -> list[object]:
+    """What the network reads, computes and writes, by the names of its values."""
+    graph = model.graph
+    ends: list[object] = [sorted(graph.initializers), _names(graph.inputs), _names(graph.outputs)]
+    return ends + [
+        (node.domain, node.op_type, sorted(node.attributes), _names(node.inputs), _names(node.outputs))
+        for node in graph
+    ]
+
+
+def _names(values: Iterable[ir.Value | None]) -> list[str]:
+    return [(value.name or "") if value is not None else "" for value in values]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from narrowgauge.graph.edits import sole_consumer
+from narrowgauge.graph.edits import is_operator, sole_consumer
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
@@ -132,3 +132,18 @@ def clip_bounds(node: ir.Node) -> tuple[float, float]:
         if value is not None and value.const_value is not None:
             bounds[number] = float(value.const_value.numpy())
     return bounds[0], bounds[1]
+
+
+def bias_addition(node: ir.Node) -> ir.Node | None:
+    """Return the Add of a constant per column that alone reads a matrix product with constant weights, else None."""
+    if not is_operator(node, "MatMul") or not weight_inputs(node):
+        return None
+    addition = sole_consumer(node.outputs[0])
+    if addition is None or not is_operator(addition, "Add"):
+        return None
+    other = next((value for value in addition.inputs if value is not node.outputs[0]), None)
+    weights = node.inputs[1]
+    if other is None or not is_constant(other) or weights is None or weights.const_value is None:
+        return None
+    assert other.const_value is not None
+    return addition if tuple(other.const_value.shape) == (weights.const_value.shape[-1],) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +17,10 @@ from narrowgauge.core.plan import Plan
 from narrowgauge.core.ranges import encoding_from_range
 from narrowgauge.errors import PlanError, StatisticsError
 from narrowgauge.graph.digest import network_digest
+from narrowgauge.planning.bias_room import with_room_for_biases
 from narrowgauge.planning.choices import Choices
 from narrowgauge.planning.place import ActivationSlot, Placement, WeightSlot
 from narrowgauge.targets.schema import FixedOutput, Target
-
-# Largest share of an int32 accumulator that a bias may take, so that sums stay inside it.
-_BIAS_SHARE = 0.5
 
 
 def fill(
@@ -41,13 +38,11 @@ def fill(
     Raises:
         StatisticsError: if a value's statistics are missing, empty, or hold NaN or infinity: the tensor and the
             sample are named.
-        PlanError: if a weight holds NaN or infinity.
+        PlanError: if a weight or a constant in the place of an activation holds NaN or infinity.
     """
     activations = _activations(model, placement, statistics, target, choices)
-    weights = {
-        slot.value: _weight_encoding(model, slot, activations, target, choices) for slot in placement.weights.values()
-    }
-    return Plan(
+    weights = {slot.value: _weight_encoding(model, slot, target, choices) for slot in placement.weights.values()}
+    plan = Plan(
         target=target.name,
         mode=placement.mode,
         encodings={**activations, **weights},
@@ -56,6 +51,12 @@ def fill(
         notes=tuple(placement.refusals),
         network=network_digest(model),
     )
+    return with_room_for_biases(model, plan, bits=target.bias_bits, power_of_two=target.weights.power_of_two)
+
+
+def fixed_values(placement: Placement) -> frozenset[str]:
+    """Names of the values whose encoding the target fixes (outputs of Softmax, Sigmoid, ...)."""
+    return frozenset(slot.value for slot in placement.activations.values() if _fixed_output(slot) is not None)
 
 
 # --- activations ----------------------------------------------------------------------------------------------
@@ -93,6 +94,8 @@ class _Ranges:
         constant = self.model.graph.initializers.get(slot.value)
         if constant is not None and constant.const_value is not None:
             numbers = constant.const_value.numpy()
+            if numbers.size == 0 or not np.isfinite(numbers).all():
+                raise PlanError(f"constant {slot.value!r} is empty or holds NaN or infinity: it has no range")
             return Range(minimum=float(numbers.min()), maximum=float(numbers.max()))
         tensor = self.statistics.of(slot.value)
         check_finite(slot.value, tensor)
@@ -148,9 +151,7 @@ def _fixed_output(slot: ActivationSlot) -> FixedOutput | None:
 # --- weights --------------------------------------------------------------------------------------------------
 
 
-def _weight_encoding(
-    model: ir.Model, slot: WeightSlot, activations: Mapping[str, AnyEncoding], target: Target, choices: Choices
-) -> Encoding:
+def _weight_encoding(model: ir.Model, slot: WeightSlot, target: Target, choices: Choices) -> Encoding:
     tensor = model.graph.initializers[slot.value].const_value
     assert tensor is not None
     weights = tensor.numpy().astype(np.float32, copy=False)
@@ -161,10 +162,9 @@ def _weight_encoding(
         weights, granularity, slot.type, symmetric=slot.symmetric, estimator=choices.weight_estimator
     )
     low, high = _filled(low, high)
-    encoding = encoding_from_range(
+    return encoding_from_range(
         low, high, slot.type, granularity, symmetric=slot.symmetric, power_of_two=target.weights.power_of_two
     )
-    return _room_for_bias(model, slot, encoding, activations, target)
 
 
 def weight_granularity(slot: WeightSlot, shape: tuple[int, ...], target: Target, choices: Choices) -> Granularity:
@@ -174,7 +174,7 @@ def weight_granularity(slot: WeightSlot, shape: tuple[int, ...], target: Target,
     if slot.granularity == "channel":
         return PerAxis(slot.axis)
     size = choices.block_size or (target.weights.block_sizes or (32,))[0]
-    return PerBlock(1 if slot.axis == 0 else 0, size)
+    return PerBlock(slot.summed_axis, size)
 
 
 def _filled(
@@ -184,28 +184,3 @@ def _filled(
     reach = np.maximum(np.abs(low), np.abs(high))
     widest = float(reach.max(initial=0.0)) or 1.0
     return np.where(reach > 0, low, -widest).astype(np.float32), np.where(reach > 0, high, widest).astype(np.float32)
-
-
-def _room_for_bias(
-    model: ir.Model, slot: WeightSlot, encoding: Encoding, activations: Mapping[str, AnyEncoding], target: Target
-) -> Encoding:
-    """Widen the scales of channels so small that their bias, in units of both scales' product, would overflow."""
-    activation = activations.get(slot.input)
-    bias = model.graph.initializers.get(slot.bias)
-    if not isinstance(activation, Encoding) or bias is None or bias.const_value is None or target.bias_bits == 0:
-        return encoding
-    if isinstance(encoding.granularity, PerBlock):
-        return encoding
-    reach = np.abs(bias.const_value.numpy().astype(np.float64))
-    if isinstance(encoding.granularity, PerTensor):
-        reach = np.asarray(reach.max(initial=0.0))
-    if reach.shape != encoding.scale.shape:
-        return encoding
-    limit = _BIAS_SHARE * 2.0 ** (target.bias_bits - 1)
-    smallest = reach / (limit * float(activation.scale))
-    return Encoding(
-        type=encoding.type,
-        granularity=encoding.granularity,
-        scale=np.maximum(encoding.scale, smallest).astype(np.float32),
-        zero_point=encoding.zero_point,
-    )

@@ -14,6 +14,7 @@ from narrowgauge.graph.edits import is_operator, sole_consumer
 from narrowgauge.graph.roles import (
     CLIPPING_OPERATORS,
     activation_inputs,
+    bias_addition,
     clips_only,
     float_outputs,
     is_constant,
@@ -38,8 +39,7 @@ class WeightSlot:
         type: number type.
         symmetric: no zero point.
         granularity: what one scale covers.
-        input: name of the activation that it is multiplied with, "" if none.
-        bias: name of the node's constant bias, "" if none.
+        summed_axis: axis that products are added up along, which blocks run along.
     """
 
     value: str
@@ -48,8 +48,7 @@ class WeightSlot:
     type: IntegerType
     symmetric: bool
     granularity: Scope
-    input: str
-    bias: str
+    summed_axis: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +103,8 @@ def place(model: ir.Model, target: Target, choices: Choices) -> Placement:
     """Decide node by node, in the network's order, what runs in integers.
 
     A "compute" operator of the target runs in integers wherever it stands and its inputs are converted for it; a
-    "join" operator only where all its inputs arrive in integers; a "same" operator hands levels on. Bias additions and
+    "join" operator only where its inputs arrive in integers, or one does and the others are rounded for a "compute"
+    operator anyway; a "same" operator hands levels on. Bias additions and
     activation functions that the target applies itself belong to the operator before them.
 
     Args:
@@ -185,7 +185,10 @@ class _Walk:
             return "its inputs are constant"
         if rule.kind == "compute":
             return ""
-        late = [value for value in moving if value.name not in self.arriving]
+        arrived = [value for value in moving if value.name in self.arriving]
+        late = [value for value in moving if value not in arrived]
+        if rule.kind == "join" and arrived:  # what is rounded for a layer anyway costs nothing more
+            late = [value for value in late if self.placement.root(str(value.name)) not in self.placement.activations]
         if not late:
             return ""
         if rule.kind == "same":
@@ -250,13 +253,11 @@ class _Walk:
             yield follower
 
     def take_weights(self, node: ir.Node, rule: OperatorRule) -> None:
-        inputs = [value for _, value in activation_inputs(node)]
         for number in weight_inputs(node):
             weights = node.inputs[number]
             assert weights is not None
+            assert weights.const_value is not None
             kind = self.weight_type(node, rule)
-            has_bias = is_operator(node, "Conv", "ConvTranspose", "Gemm") and len(node.inputs) > 2
-            bias = node.inputs[2] if has_bias else None
             self.placement.weights[str(weights.name)] = WeightSlot(
                 value=str(weights.name),
                 node=str(node.name),
@@ -264,8 +265,7 @@ class _Walk:
                 type=kind,
                 symmetric=self.target.weights.is_symmetric(kind),
                 granularity=self.weight_granularity(node, rule),
-                input=str(inputs[0].name) if inputs else "",
-                bias=str(bias.name) if bias is not None and is_constant(bias) else "",
+                summed_axis=_summed_axis(node, len(weights.const_value.shape)),
             )
 
     def weight_type(self, node: ir.Node, rule: OperatorRule) -> IntegerType:
@@ -278,8 +278,16 @@ class _Walk:
         if asked is None or asked in allowed:
             return asked or allowed[0]
         if rule.weight_granularity:  # the operator has fewer scopes than the target: take its own
+            self.note(
+                f"a scale per {asked} was asked for the weights, but {self.target.name} takes one per "
+                f"{' or '.join(allowed)} for {node.op_type}"
+            )
             return allowed[0]
         return asked
+
+    def note(self, refusal: str) -> None:
+        if refusal not in self.placement.refusals:
+            self.placement.refusals.append(refusal)
 
     def take_input(self, value: ir.Value, rule: OperatorRule) -> None:
         if self.placement.root(str(value.name)) not in self.placement.activations:
@@ -296,19 +304,15 @@ class _Walk:
         )
 
 
-def bias_addition(node: ir.Node) -> ir.Node | None:
-    """Return the Add of a constant per column that alone reads a matrix product with constant weights, else None."""
-    if not is_operator(node, "MatMul") or not weight_inputs(node):
-        return None
-    addition = sole_consumer(node.outputs[0])
-    if addition is None or not is_operator(addition, "Add"):
-        return None
-    other = next((value for value in addition.inputs if value is not node.outputs[0]), None)
-    weights = node.inputs[1]
-    if other is None or not is_constant(other) or weights is None or weights.const_value is None:
-        return None
-    assert other.const_value is not None
-    return addition if tuple(other.const_value.shape) == (weights.const_value.shape[-1],) else None
+def _summed_axis(node: ir.Node, rank: int) -> int:
+    """Axis of a node's weights that products are added up along."""
+    if node.op_type == "MatMul":
+        return max(rank - 2, 0)
+    if node.op_type in {"LSTM", "GRU", "RNN"}:  # [directions, gates, inputs]
+        return 2
+    if node.op_type == "Gemm":
+        return node.attributes.get_int("transB", 0)
+    return 0 if node.op_type == "ConvTranspose" else 1
 
 
 def slow_convolution(node: ir.Node, rule: OperatorRule) -> str:

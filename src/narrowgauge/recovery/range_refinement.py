@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from narrowgauge.core.granularity import PerTensor
 from narrowgauge.core.numbers import IntegerType
 from narrowgauge.core.plan import Plan
 from narrowgauge.core.ranges import encoding_from_range
+from narrowgauge.errors import StatisticsError
 from narrowgauge.graph.edits import is_operator, new_node
 from narrowgauge.graph.engine import open_session
 from narrowgauge.graph.roles import activation_inputs, is_constant, weight_inputs
@@ -59,7 +60,7 @@ class Refinement:
     after: float
 
 
-def refine_ranges(
+def refine_ranges(  # noqa: PLR0913 - what the target says of activations, each by name
     model: ir.Model,
     plan: Plan,
     statistics: Statistics,
@@ -67,6 +68,7 @@ def refine_ranges(
     *,
     symmetric: Callable[[IntegerType], bool],
     power_of_two: bool = False,
+    fixed: Collection[str] = (),
     threads: int | None = None,
 ) -> tuple[Plan, tuple[Refinement, ...]]:
     """Try several ranges for each activation and keep the one with the least error behind the next layers.
@@ -87,21 +89,23 @@ def refine_ranges(
         batches: a few samples that calibrated.
         symmetric: whether encodings of a type have no zero point.
         power_of_two: whether scales are powers of two.
+        fixed: names of values whose encoding the target fixes.
         threads: of the engine.
 
     Returns:
         The plan with the chosen encodings, and what was chosen where it differs.
     """
-    groups = _groups(model, plan)
+    groups = {root: members for root, members in _groups(model, plan).items() if not set(members) & set(fixed)}
+    heads = {root: _heads(model, members) for root, members in groups.items()}
     candidates = {
-        root: [plan_encoding, *_candidates(statistics, root, plan_encoding, symmetric, power_of_two)]
-        for root, members in groups.items()
-        if isinstance(plan_encoding := plan.encodings[members[0]], Encoding)
+        root: [plan_encoding, *_candidates(statistics, found, plan_encoding, symmetric, power_of_two)]
+        for root, found in heads.items()
+        if isinstance(plan_encoding := plan.encodings[root], Encoding)
     }
     open_ones = {root: found for root, found in candidates.items() if len(found) > 1}
     if not open_ones or not batches:
         return plan, ()
-    errors = _measured(model, plan, groups, open_ones, batches, threads)
+    errors = _measured(model, plan, heads, open_ones, batches, threads)
     encodings = dict(plan.encodings)
     done = []
     for root, found in open_ones.items():
@@ -116,7 +120,10 @@ def refine_ranges(
 
 
 def _groups(model: ir.Model, plan: Plan) -> dict[str, list[str]]:
-    """Activations by the encoding object that they share, each group under its first member in the network's order."""
+    """Activations by the encoding object that they share, each group under its first member in the network's order.
+
+    Left out are groups that a constant belongs to.
+    """
     names = [str(value.name) for value in model.graph.inputs]
     names += [str(value.name) for node in model.graph for value in node.outputs]
     groups: dict[int, list[str]] = {}
@@ -124,18 +131,35 @@ def _groups(model: ir.Model, plan: Plan) -> dict[str, list[str]]:
         encoding = plan.encodings.get(name)
         if isinstance(encoding, Encoding) and isinstance(encoding.granularity, PerTensor):
             groups.setdefault(id(encoding), []).append(name)
+    for name in model.graph.initializers:
+        groups.pop(id(plan.encodings.get(name)), None)
     return {members[0]: members for members in groups.values()}
 
 
+def _heads(model: ir.Model, members: Sequence[str]) -> list[str]:
+    """Members of a group that no other member is handed on to: the group's levels come from these."""
+    handed_on = {
+        str(value.name)
+        for node in model.graph
+        if any(value is not None and value.name in members for value in node.inputs)
+        for value in node.outputs
+    }
+    return [name for name in members if name not in handed_on]
+
+
 def _candidates(
-    statistics: Statistics, name: str, own: Encoding, symmetric: Callable[[IntegerType], bool], power_of_two: bool
+    statistics: Statistics,
+    heads: Sequence[str],
+    own: Encoding,
+    symmetric: Callable[[IntegerType], bool],
+    power_of_two: bool,
 ) -> list[Encoding]:
     try:
-        tensor = statistics.of(name)
-    except Exception:  # a value without statistics has nothing to choose from
+        tensors = [statistics.of(name) for name in heads]
+    except StatisticsError:  # a value without statistics has nothing to choose from
         return []
     found: list[Encoding] = []
-    for one in _ranges(tensor, own.type, symmetric(own.type)):
+    for one in _ranges(tensors, own.type, symmetric(own.type)):
         encoding = encoding_from_range(
             one.minimum, one.maximum, own.type, PerTensor(), symmetric=symmetric(own.type), power_of_two=power_of_two
         )
@@ -144,12 +168,19 @@ def _candidates(
     return found
 
 
-def _ranges(tensor: TensorStatistics, kind: IntegerType, symmetric: bool) -> Iterable[Range]:
-    if tensor.is_empty:
+def _ranges(tensors: Sequence[TensorStatistics], kind: IntegerType, symmetric: bool) -> list[Range]:
+    """Ranges that compete for tensors of one encoding: of each estimator, the one that covers all of theirs."""
+    if not tensors or any(tensor.is_empty for tensor in tensors):
         return []
-    if tensor.histogram.bins.size == 0:
-        return [Range(minimum=share * tensor.minimum, maximum=share * tensor.maximum) for share in SHARES]
-    return [estimator(name)(tensor, kind, symmetric=symmetric) for name in CANDIDATES]
+    if any(tensor.histogram.bins.size == 0 for tensor in tensors):
+        whole = _covering([Range(minimum=tensor.minimum, maximum=tensor.maximum) for tensor in tensors])
+        return [Range(minimum=share * whole.minimum, maximum=share * whole.maximum) for share in SHARES]
+    chosen = [estimator(name) for name in CANDIDATES]
+    return [_covering([choose(tensor, kind, symmetric=symmetric) for tensor in tensors]) for choose in chosen]
+
+
+def _covering(ranges: Sequence[Range]) -> Range:
+    return Range(minimum=min(one.minimum for one in ranges), maximum=max(one.maximum for one in ranges))
 
 
 def _alike(first: Encoding, second: Encoding) -> bool:
@@ -161,7 +192,7 @@ def _alike(first: Encoding, second: Encoding) -> bool:
 
 
 def _measured(
-    model: ir.Model, plan: Plan, groups: Mapping[str, list[str]], candidates: Mapping[str, list[Encoding]],
+    model: ir.Model, plan: Plan, heads: Mapping[str, list[str]], candidates: Mapping[str, list[Encoding]],
     batches: Sequence[Feed], threads: int | None,
 ) -> dict[str, list[float]]:  # fmt: skip
     """Relative error of each candidate of each value: one network per place in the lists, run over all batches."""
@@ -169,7 +200,7 @@ def _measured(
     errors: dict[str, list[float]] = {root: [] for root in candidates}
     for number in range(rounds):
         trial = {root: found[number] for root, found in candidates.items() if number < len(found)}
-        network, outputs = _trial_network(model, plan, groups, trial)
+        network, outputs = _trial_network(model, plan, heads, trial)
         session = open_session(network, threads=threads, simulate=True)
         names = list(dict.fromkeys(name for pairs in outputs.values() for pair in pairs for name in pair))
         if not names:
@@ -192,7 +223,7 @@ def _shares(noise: npt.NDArray[np.float32], signal: npt.NDArray[np.float32]) -> 
 
 
 def _trial_network(
-    model: ir.Model, plan: Plan, groups: Mapping[str, list[str]], trial: Mapping[str, Encoding]
+    model: ir.Model, plan: Plan, heads: Mapping[str, list[str]], trial: Mapping[str, Encoding]
 ) -> tuple[ir.Model, dict[str, list[tuple[str, str]]]]:
     """The float network with a rounded branch beside each value; outputs are the branches' errors and signals."""
     copy = model.clone()
@@ -201,7 +232,7 @@ def _trial_network(
     values |= {str(value.name): value for node in copy.graph for value in node.outputs}
     outputs = {}
     for root, encoding in trial.items():
-        pairs = builder.measure(values[root], encoding, set(groups[root]))
+        pairs = [pair for head in heads[root] for pair in builder.measure(values[head], encoding)]
         if pairs:
             outputs[root] = pairs
     copy.graph.outputs.clear()
@@ -224,7 +255,7 @@ class _Branches:
                 if value is not None:
                     self.readers.setdefault(value, []).append((node, number))
 
-    def measure(self, value: ir.Value, encoding: Encoding, group: set[str]) -> list[tuple[str, str]]:
+    def measure(self, value: ir.Value, encoding: Encoding) -> list[tuple[str, str]]:
         """Round a value and follow it; return names of (error, signal) outputs."""
         whole = value.producer() is not None and str(value.producer().name) not in self.float_nodes  # type: ignore[union-attr]
         rounded = self.rounded(value, encoding)
