@@ -70,9 +70,7 @@ def seen(model: ir.Model, feed: Feed | Array) -> Statistics:
     return collect(model, batches_of(model, dict(data)))
 
 
-def planned(
-    model: ir.Model, statistics: Statistics | None, target: str | Target = "onnxruntime", **asked: Any
-) -> Plan:
+def planned(model: ir.Model, statistics: Statistics | None, target: str | Target = "onnxruntime", **asked: Any) -> Plan:
     chosen = target if isinstance(target, Target) else load_target(target)
     wanted = choices(model, **asked)
     return fill(model, place(model, chosen, wanted), statistics, chosen, wanted)

@@ -61,7 +61,9 @@ def test_activation_functions_are_fused_and_only_their_outputs_are_encoded() -> 
 )
 def test_only_functions_that_the_target_fuses_are_fused(activation: str, fused: bool) -> None:
     bounds = {"low": np.float32(0), "high": np.float32(6)} if "low" in activation else {}
-    model = network(IMAGE, IMAGE.replace("x", "y"), f"c = Conv(x, w)  y = {activation}", w=normal(32, 32, 1, 1), **bounds)
+    model = network(
+        IMAGE, IMAGE.replace("x", "y"), f"c = Conv(x, w)  y = {activation}", w=normal(32, 32, 1, 1), **bounds
+    )
     placement = placed(model)
     assert ("c" not in placement.activations) == fused
     assert placement.weights.keys() == {"w"}
@@ -221,6 +223,16 @@ def test_operators_of_other_domains_and_bodies_stay_float() -> None:
     assert "onnxruntime has no integer com.example.Add" in {entry.reason for entry in placement.float_nodes}
 
 
+def test_a_mask_of_minus_infinity_stays_float() -> None:
+    mask = np.triu(np.full((6, 6), -np.inf, np.float32), 1)
+    model = network(
+        "float[n, 6, 16] x", "float[n, 6, 6] y", "m = MatMul(x, w)  y = Add(mask, m)", w=normal(16, 6), mask=mask
+    )
+    placement = placed(model, "tflite")
+    assert integers(model, placement) == {"m"}
+    assert "no range" in reason(model, placement, "y")
+
+
 def test_integers_and_double_precision_are_left_alone() -> None:
     model = network(
         "int64[n, 4] x", "double[n, 4] y", "s = Add(x, x)  d = Cast<to = 11>(s)  y = Add(d, d)"
@@ -335,7 +347,9 @@ def check_complete(model: ir.Model, placement: Placement, *, target: str) -> Non
     for node in model.graph:
         touches_floats = any(is_float(value) for value in [*node.inputs, *node.outputs])
         assert (node.name in floats) + (node.name in placement.integer_nodes) == touches_floats, (target, node.name)
-    names = {value.name for node in model.graph for value in node.outputs} | {value.name for value in model.graph.inputs}
+    names = {value.name for node in model.graph for value in node.outputs} | {
+        value.name for value in model.graph.inputs
+    }
     names |= set(model.graph.initializers)
     assert {*placement.activations, *placement.shared, *placement.weights, *placement.float_outputs} <= names
     assert all(placement.root(value) in placement.activations for value in placement.shared)

@@ -38,7 +38,7 @@ def fill(
     Raises:
         StatisticsError: if a value's statistics are missing, empty, or hold NaN or infinity: the tensor and the
             sample are named.
-        PlanError: if a weight or a constant in the place of an activation holds NaN or infinity.
+        PlanError: if a weight holds NaN or infinity.
     """
     activations = _activations(model, placement, statistics, target, choices)
     weights = {slot.value: _weight_encoding(model, slot, target, choices) for slot in placement.weights.values()}
@@ -94,8 +94,6 @@ class _Ranges:
         constant = self.model.graph.initializers.get(slot.value)
         if constant is not None and constant.const_value is not None:
             numbers = constant.const_value.numpy()
-            if numbers.size == 0 or not np.isfinite(numbers).all():
-                raise PlanError(f"constant {slot.value!r} is empty or holds NaN or infinity: it has no range")
             return Range(minimum=float(numbers.min()), maximum=float(numbers.max()))
         tensor = self.statistics.of(slot.value)
         check_finite(slot.value, tensor)

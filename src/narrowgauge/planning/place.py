@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from narrowgauge.core.numbers import IntegerType
 from narrowgauge.core.plan import FloatNode, Mode
+from narrowgauge.graph.constants import constant_array
 from narrowgauge.graph.edits import is_operator, sole_consumer
 from narrowgauge.graph.roles import (
     CLIPPING_OPERATORS,
@@ -180,6 +182,8 @@ class _Walk:
             slow = slow_convolution(node, rule)
             if slow:
                 return f"{slow}: {self.target.name} is faster in float"
+        if self.choices.mode == "static" and not all(map(_has_range, inputs)):  # a mask of -infinity
+            return "an input of it is a constant that has no range: it is empty or not finite"
         moving = [value for value in inputs if not is_constant(value)]
         if not moving and not (self.choices.mode == "weight-only" and weights):
             return "its inputs are constant"
@@ -302,6 +306,12 @@ class _Walk:
         self.placement.activations[str(value.name)] = ActivationSlot(
             value=str(value.name), writer=writer, type=kind, rule=rule
         )
+
+
+def _has_range(value: ir.Value) -> bool:
+    """Whether a value is no constant, or one of finite numbers."""
+    array = constant_array(value)
+    return array is None or (array.size > 0 and bool(np.isfinite(array).all()))
 
 
 def _summed_axis(node: ir.Node, rank: int) -> int:
