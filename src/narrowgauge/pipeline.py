@@ -160,10 +160,11 @@ def quantize(  # noqa: PLR0913 - the command line's options, by the same names
     job = _Job(statistics_given=statistics, threads=threads, progress=progress or Progress())
     with new_folder(Path(out) if out is not None else None, force=force) as folder:
         with job.stage("import"):
-            imported = job.read(model)
+            given = plan if plan is None or isinstance(plan, Plan) else load_plan(Path(plan))
+            imported = job.read(model, given)
             opened = job.open(model, imported, data, preprocess, labels)
         calibrating, checking = job.split(opened, samples, check_samples)
-        network, made, seen = job.plan(imported.model, chosen, asked, calibrating, plan)
+        network, made, seen = job.plan(imported.model, chosen, asked, calibrating, given)
         checking = job.left_to_check(checking, calibrating, seen, samples)
         with job.stage("lower"):
             forms = forms_for(chosen, network, made, form=format)
@@ -225,8 +226,11 @@ class _Job:
         yield
         self.seconds[name] = round(time.perf_counter() - start, 4)
 
-    def read(self, model: Model) -> ImportedModel:
-        imported = load(model)
+    def read(self, model: Model, plan: Plan | None = None) -> ImportedModel:
+        """Import a network; the very one that a plan was made for is taken as it is, simplified already."""
+        imported = load(model, simplify=False) if plan is not None and plan.network else None
+        if imported is None or plan is None or network_digest(imported.model) != plan.network:
+            imported = load(model)
         if is_quantized(imported.model):
             raise ModelError("expected a float network, this one is quantized already: give the one it was made from")
         self.notes += imported.notes
@@ -270,19 +274,22 @@ class _Job:
 
     def plan(
         self, network: ir.Model, target: Target, recipe: Recipe, calibrating: Samples | None,
-        given: str | Path | Plan | None,
+        given: Plan | None,
     ) -> tuple[ir.Model, Plan, Statistics | None]:  # fmt: skip
-        """Return the network with what recovery changed, its plan, and the statistics."""
+        """Return the network with what recovery changed, its plan, and the statistics of the network as it came."""
         asked, notes = choices(recipe, network)
         self.notes += notes
         statistics = None
         if recipe.mode == "static" and (given is None or calibrating is not None):
             statistics = self.calibrate(network, calibrating)
+        gathered = statistics
         with self.stage("plan"):
             if statistics is not None and recipe.migrate and given is None:
                 network, statistics, asked = self.tame_outliers(network, statistics, target, asked)
             placement = place(network, target, asked)
-            plan = self.given_plan(given, network) or fill(network, placement, statistics, target, asked)
+            if given is not None:
+                self.note_other_network(given, network)
+            plan = given or fill(network, placement, statistics, target, asked)
         if statistics is not None and recipe.refine_ranges and given is None:
             with self.stage("refine ranges"):
                 plan = self.refine(network, plan, statistics, target, calibrating, fixed=fixed_values(placement))
@@ -291,7 +298,7 @@ class _Job:
             with self.stage("correct bias"):
                 network, plan = correct_bias(network, plan, statistics)
         self.notes += plan.notes
-        return network, replace(plan, network=network_digest(network)), statistics
+        return network, replace(plan, network=network_digest(network)), gathered
 
     def refine(
         self, network: ir.Model, plan: Plan, statistics: Statistics, target: Target, calibrating: Samples | None,
@@ -377,16 +384,12 @@ class _Job:
             )
         return network, statistics, asked
 
-    def given_plan(self, given: str | Path | Plan | None, network: ir.Model) -> Plan | None:
-        if given is None:
-            return None
-        plan = given if isinstance(given, Plan) else load_plan(Path(given))
+    def note_other_network(self, plan: Plan, network: ir.Model) -> None:
         if plan.network and plan.network != network_digest(network):
             self.notes.append(
                 "the plan was made for other weights than this network's: its encodings are applied by name "
                 "(float.onnx beside a plan is the network that it was made for)"
             )
-        return plan
 
     def check(
         self, original: ir.Model | Path, runnable: Path, network: ir.Model, checking: Samples | None,

@@ -173,6 +173,8 @@ def _checked(values: Mapping[str, Any], defaults: object, place: str) -> dict[st
         kind = bool if isinstance(getattr(defaults, key), bool) else int if key == "block_size" else str
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise RecipeError(f"{place}: expected {key!r} to be {kind.__name__}, got {value!r}")
+    if values.get("block_size", 0) < 0:
+        raise RecipeError(f"{place}: expected 'block_size' to be 0 or more, got {values['block_size']}")
     if values.get("mode", "static") not in MODES:
         raise RecipeError(f"{place}: expected 'mode' to be one of {', '.join(MODES)}, got {values['mode']!r}")
     if values.get("granularity") not in (None, *SCOPES):

@@ -6,6 +6,7 @@ import math
 import resource
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from narrowgauge.analysis.check import Check
@@ -59,6 +60,13 @@ def summarize(  # noqa: PLR0913 - the parts of the record, each by name
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident size of this process so far, bytes."""
+    """Largest resident size of this process so far, bytes.
+
+    Linux counts a child's `ru_maxrss` from the size of the process that started it; its own `VmHWM` does not.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -151,7 +151,8 @@ def test_moving_what_comes_in_float_stays_float() -> None:
 
 def test_all_parts_of_a_split_share_the_encoding() -> None:
     model = network(
-        IMAGE, "float[n, 16, 8, 8] u, float[n, 16, 8, 8] v", "c = Conv(x, w)  u, v = Split<axis = 1, num_outputs = 2>(c)",
+        IMAGE, "float[n, 16, 8, 8] u, float[n, 16, 8, 8] v",
+        "c = Conv(x, w)  u, v = Split<axis = 1, num_outputs = 2>(c)",
         w=normal(32, 32, 1, 1),
     )  # fmt: skip
     assert same_roots(placed(model), "c", "u", "v")
@@ -175,7 +176,8 @@ def test_concat_shares_its_inputs_where_the_target_says_so() -> None:
 
 def attention() -> ir.Model:
     return network(
-        "float[n, 6, 16] x", "float[n, 6, 6] y", "q = MatMul(x, w)  t = Transpose<perm = [0, 2, 1]>(q)  y = MatMul(q, t)",
+        "float[n, 6, 16] x", "float[n, 6, 6] y",
+        "q = MatMul(x, w)  t = Transpose<perm = [0, 2, 1]>(q)  y = MatMul(q, t)",
         w=normal(16, 16),
     )  # fmt: skip
 

@@ -10,9 +10,9 @@ from narrowgauge.calibration.collect import SAMPLED
 from narrowgauge.calibration.observe import observations
 from narrowgauge.graph.shapes import dimensions
 
-_MOST = 16
-_LARGEST_VALUE_BYTES = 40 * 2**20
-_LEAVING_BYTES = 160 * 2**20
+_MOST = 8
+_LARGEST_VALUE_BYTES = 10 * 2**20
+_LEAVING_BYTES = 80 * 2**20
 
 
 def batch_size(model: ir.Model) -> int:

@@ -313,7 +313,8 @@ def _part(entry: Reduced, outputs: Mapping[str, Array], batch: Batch, sampled: i
     subset = _sample_rows(outputs[entry.subset], batch)
     has_channels = entry.observation.channel_axis is not None
     maximum = _per_channel(_sample_rows(outputs[entry.maximum], batch), np.maximum, has_channels)
-    total, number = _plane_sums(subset)
+    inner = subset[:, :, entry.skipped[0] :, entry.skipped[1] :]
+    total, number = _plane_sums(inner)
     if entry.minimum is not None:
         minimum = _per_channel(_sample_rows(outputs[entry.minimum], batch), np.minimum, has_channels)
     else:
@@ -323,7 +324,7 @@ def _part(entry: Reduced, outputs: Mapping[str, Array], batch: Batch, sampled: i
         maximum=maximum,
         total=total,
         count=subset.shape[0] * number,
-        bins=leading_bits(subset),
+        bins=leading_bits(_subset(inner, batch.count, sampled)),
         has_channels=has_channels,
     )
 

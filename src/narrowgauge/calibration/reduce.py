@@ -18,6 +18,9 @@ from narrowgauge.graph.edits import new_node
 
 _PREFIX = "narrowgauge_calibration"
 
+# Points of a plane along each side, at least: fewer would not tell its middle from its edge.
+_GRID = 7
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reduced:
@@ -29,6 +32,7 @@ class Reduced:
         minimum: smallest value per sample and channel.
         maximum: largest value per sample and channel.
         subset: evenly spread elements, of the value's rank.
+        skipped: rows and columns at the beginning of the subset that are left out of sums and counts.
     """
 
     observation: Observation
@@ -36,6 +40,7 @@ class Reduced:
     minimum: str | None = None
     maximum: str | None = None
     subset: str | None = None
+    skipped: tuple[int, int] = (0, 0)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -121,13 +126,16 @@ def _planes(builder: _Builder, value: ir.Value, observation: Observation, sample
     if not math.isfinite(observation.lower_bound):
         axes = builder.constant(np.array([2, 3], dtype=np.int64))
         minimum = builder.output(builder.node("ReduceMin", [value, axes], keepdims=0))
-    stride = max(1, math.ceil(math.sqrt(channels * height * width / sampled)))
-    subset = builder.node("MaxPool", [value], kernel_shape=[1, 1], strides=[stride, stride])
+    side = max(_GRID, math.ceil(math.sqrt(sampled / channels)))
+    strides = (max(1, height // side), max(1, width // side))
+    subset = builder.node("MaxPool", [value], kernel_shape=[1, 1], strides=list(strides))
     return Reduced(
         observation=observation,
         minimum=minimum,
         maximum=builder.output(maximum),
         subset=builder.output(subset),
+        # A coarse grid begins at the plane's edge and would count it several times too often.
+        skipped=(int(strides[0] > 2), int(strides[1] > 2)),
     )
 
 

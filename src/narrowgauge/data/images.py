@@ -1,8 +1,8 @@
 """Samples from image files: found, sorted, decoded ahead of their use by a few threads, a few at a time."""
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -24,6 +24,8 @@ IMAGE_SUFFIXES: Final = frozenset(
 _THREADS: Final = min(4, os.cpu_count() or 1)
 _AHEAD: Final = 2 * _THREADS
 """Samples decoded ahead: enough that no thread waits for the reader."""
+_PARTS: Final = frozenset(("train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"))
+"""Names of folders that are parts of a data set, not classes."""
 _LARGEST_MEMBER_BYTES: Final = 256 * 2**20
 """Largest file taken out of an archive: far above any photo, far below what exhausts memory."""
 
@@ -104,7 +106,7 @@ class ImageSource:
             with file.open() as image:
                 return apply(image, self.preprocess, self._spec.dtype)
         except Exception as error:  # decoders of damaged files raise whatever their parsers stumble over
-            raise DataError(f"{file.name}: expected an image, but it cannot be read: {error}.") from error
+            raise DataError(f"{file.name}: expected an image, but it cannot be read: {error}; replace or remove it.") from error
 
 
 def _ahead(function: Callable[[ImageFile], Any], files: Sequence[ImageFile]) -> Iterator[Any]:
@@ -129,19 +131,31 @@ def folder_files(folder: Path) -> list[tuple[str, Path]]:
     return sorted((name, path) for name, path in named if path.is_file())
 
 
-def folder_images(files: Sequence[tuple[str, Path]], folder: Path) -> tuple[list[ImageFile], list[str]]:
+def folder_images(
+    files: Sequence[tuple[str, Path]], folder: Path, *, deal: bool = True
+) -> tuple[list[ImageFile], list[str]]:
     """Make images of the files that are such; of a folder per class, the folders in sorted order give the labels.
+
+    Args:
+        files: Names and paths, sorted.
+        folder: Where they are, for notes.
+        deal: Whether a folder per class is dealt out, see `dealt`.
 
     Returns:
         The images, and notes on their labels.
     """
-    named = [(name, path) for name, path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    labels, notes = class_labels([name for name, _ in named], str(folder))
-    return [ImageFile(name=name, open=_opener(path), label=labels.get(name)) for name, path in named], notes
+    named = {name: path for name, path in files if path.suffix.lower() in IMAGE_SUFFIXES}
+    labels, notes = class_labels(list(named), str(folder))
+    order = dealt(list(named), labels) if deal else list(named)
+    return [ImageFile(name=name, open=_opener(named[name]), label=labels.get(name)) for name in order], notes
 
 
-def zip_images(path: Path) -> tuple[list[ImageFile], list[str]]:
+def zip_images(path: Path, *, deal: bool = True) -> tuple[list[ImageFile], list[str]]:
     """Make images of those in a .zip file; folders that all of them share are left out of their names.
+
+    Args:
+        path: The archive.
+        deal: Whether a folder per class is dealt out, see `dealt`.
 
     Raises:
         DataError: The file is no zip archive.
@@ -158,13 +172,27 @@ def zip_images(path: Path) -> tuple[list[ImageFile], list[str]]:
     )
     parts = [PurePosixPath(name).parent.parts for name in members]
     shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False)))
-    names = ["/".join(PurePosixPath(name).parts[shared:]) for name in members]
-    labels, notes = class_labels(names, str(path))
-    files = [
-        ImageFile(name=name, open=_member_opener(archive, member), label=labels.get(name))
-        for name, member in zip(names, members, strict=True)
-    ]
+    named = {"/".join(PurePosixPath(name).parts[shared:]): name for name in members}
+    labels, notes = class_labels(list(named), str(path))
+    order = dealt(list(named), labels) if deal else list(named)
+    files = [ImageFile(name=name, open=_member_opener(archive, named[name]), label=labels.get(name)) for name in order]
     return files, notes
+
+
+def dealt(names: Sequence[str], labels: Mapping[str, int]) -> list[str]:
+    """Put the first of each class first, then the second of each, and so on: the first ones stand for all classes.
+
+    In the order of the paths, the first few hundred of a folder per class would be of one class or two, a poor sample
+    to calibrate with and to check with. Names without labels keep their order.
+    """
+    if not labels:
+        return list(names)
+    seen: Counter[int] = Counter()
+    turn: dict[str, tuple[int, int]] = {}
+    for name in names:
+        turn[name] = seen[labels[name]], labels[name]
+        seen[labels[name]] += 1
+    return sorted(names, key=lambda name: turn[name])
 
 
 def class_labels(names: Sequence[str], origin: str) -> tuple[dict[str, int], list[str]]:
@@ -185,7 +213,13 @@ def class_labels(names: Sequence[str], origin: str) -> tuple[dict[str, int], lis
         return {}, [f"{origin}: images stand both beside and in folders, so the folders are not taken as classes"]
     if len(classes) == 1:
         return {}, [f"{origin}: all images are in the one folder '{classes[0]}', which is not taken as a class"]
-    notes = []
+    if {name.lower() for name in classes} <= _PARTS:
+        parts = " and ".join(map(repr, classes))
+        return {}, [f"{origin}: {parts} are taken for parts of a data set, not for classes; give one of them as data"]
+    notes = [
+        f"{origin}: labels from {len(classes)} folders in sorted order, '{classes[0]}' is 0 and '{classes[-1]}' is "
+        f"{len(classes) - 1}; give --labels if the network counts otherwise"
+    ]
     if all(name.isdecimal() for name in classes) and classes != sorted(classes, key=int):
         notes.append(
             f"{origin}: class folders are sorted as text, '{classes[0]}', '{classes[1]}', '{classes[2]}'...; "

@@ -1,8 +1,9 @@
 """Labels: a text file `relative-path label-index` per line, or one index per sample in order."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import numpy as np
@@ -110,6 +111,9 @@ def _split_line(text: str, where: str) -> tuple[str, int]:
 def attach_labels(source: Source, labels: Mapping[str, int] | Array | None, offset: int, origin: str) -> Source:
     """Give samples the labels of a table by name, or of an array by position.
 
+    A name that is none of a sample's is taken by its last part, the file's own name, where only one sample and one
+    label have it: labels are often written relative to another folder than the one that is given as data.
+
     Args:
         source: The samples.
         labels: Name -> class index, or indices in order; None keeps the samples' own.
@@ -123,7 +127,7 @@ def attach_labels(source: Source, labels: Mapping[str, int] | Array | None, offs
     if labels is None and offset == 0:
         return source
     if isinstance(labels, Mapping):
-        source.notes.extend(_name_notes(source, labels, origin))
+        labels = _by_name(source, labels, origin)
     elif labels is not None:
         labels = _by_position(source, labels, origin)
     return LabelledSource(source=source, labels=labels, offset=offset, notes=source.notes)
@@ -140,23 +144,45 @@ def _by_position(source: Source, labels: Array, origin: str) -> Mapping[str, int
     return {source.name_of(index): int(label) for index, label in enumerate(labels)}
 
 
-def _name_notes(source: Source, labels: Mapping[str, int], origin: str) -> list[str]:
+def _by_name(source: Source, labels: Mapping[str, int], origin: str) -> Mapping[str, int]:
+    """Return the labels under the names of the samples, and note what does not fit."""
     if source.count is None:
-        return []
+        return labels
     names = [source.name_of(index) for index in range(source.count)]
-    unknown = sorted(set(labels) - set(names))
-    without = sorted(set(names) - set(labels))
-    if len(without) == len(names):
+    known = set(names)
+    found = {name: label for name, label in labels.items() if name in known}
+    by_file = _by_file_name([name for name in names if name not in found], labels.keys() - found.keys())
+    if not found and not by_file:
         raise DataError(
             f"{origin}: expected paths of samples such as '{names[0]}', but none of the {len(labels)} paths, such as "
-            f"'{unknown[0]}', is one; give paths relative to the data folder."
+            f"'{min(labels)}', is one, nor has a file name that belongs to one sample alone; give paths relative to "
+            "the data folder."
         )
-    notes = []
+    if by_file:
+        source.notes.append(
+            f"{origin}: {len(by_file)} labels were given by file name: '{next(iter(by_file.values()))}' is "
+            f"'{next(iter(by_file))}'"
+        )
+    unknown = sorted(labels.keys() - found.keys() - set(by_file.values()))
+    found |= {name: labels[key] for name, key in by_file.items()}
+    without = sorted(known - found.keys())
     if unknown:
-        notes.append(f"{origin}: {len(unknown)} labels are of no sample: {_some(unknown)}")
+        source.notes.append(f"{origin}: {len(unknown)} labels are of no sample: {_some(unknown)}")
     if without:
-        notes.append(f"{origin}: {len(without)} of {len(names)} samples have no label: {_some(without)}")
-    return notes
+        source.notes.append(f"{origin}: {len(without)} of {len(names)} samples have no label: {_some(without)}")
+    return found
+
+
+def _by_file_name(names: Sequence[str], keys: Iterable[str]) -> dict[str, str]:
+    """Pair samples with labels whose file name is theirs and no other's: sample name -> name in the table."""
+    of_key = _unique_file_names(keys)
+    return {name: of_key[file] for file, name in _unique_file_names(names).items() if file in of_key}
+
+
+def _unique_file_names(paths: Iterable[str]) -> dict[str, str]:
+    files = {path: PurePosixPath(path).name for path in paths}
+    count = Counter(files.values())
+    return {file: path for path, file in files.items() if count[file] == 1}
 
 
 def _some(names: list[str]) -> str:

@@ -37,11 +37,12 @@ KNOWN: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Request:
-    """What all kinds of data are opened for."""
+    """What all kinds of data are opened for; `deal`: whether a folder per class is dealt out, see `images.dealt`."""
 
     inputs: Sequence[InputSpec]
     preprocess: Preprocess | None
     on_error: Literal["raise", "skip"]
+    deal: bool
 
 
 def open_samples(
@@ -55,8 +56,8 @@ def open_samples(
     """Open data as samples for a network; little is read before the samples are.
 
     Args:
-        data: A path to a folder of images (flat, or a folder per class: the folders in sorted order give the labels),
-            an image, an .npy or .npz file (array names = input names), a .zip of images, an MNIST idx file, a .txt
+        data: A path to a folder of images (flat, or a folder per class: the folders in sorted order give the labels,
+            and the samples take turns by class), an image, an .npy or .npz file (array names = input names), a .zip of images, an MNIST idx file, a .txt
             list of paths (relative to it, a class index may follow each); the name `module:callable` of a function that
             yields feeds; or the thing itself: an array, a dict of arrays, a function, an iterator or iterable of feeds
             (a data loader), images or paths. See `narrowgauge.data.arrays` on shapes and `narrowgauge.data.feeds` on
@@ -76,9 +77,10 @@ def open_samples(
         return data
     if not inputs:
         raise DataError("Expected a network with at least one input, got one that takes nothing.")
-    request = _Request(inputs=tuple(inputs), preprocess=preprocess, on_error=on_error)
-    source = _open_path(data, request) if isinstance(data, str | Path) else _open_object(data, request)
     table, origin = _label_table(labels)
+    by_position = table is not None and not isinstance(table, Mapping)
+    request = _Request(inputs=tuple(inputs), preprocess=preprocess, on_error=on_error, deal=not by_position)
+    source = _open_path(data, request) if isinstance(data, str | Path) else _open_object(data, request)
     offset = preprocess.label_offset if preprocess is not None else 0
     return Samples(source=attach_labels(source, table, offset, origin))
 
@@ -119,7 +121,7 @@ def _open_file(path: Path, request: _Request) -> Source:
     if suffix == ".txt":
         return _open_list(path, request)
     if suffix == ".zip":
-        files, notes = zip_images(path)
+        files, notes = zip_images(path, deal=request.deal)
         return _image_source(files, notes, request, path)
     if suffix in IMAGE_SUFFIXES:
         return _image_source([listed_image(path.name, path, None)], [], request, path)
@@ -128,10 +130,13 @@ def _open_file(path: Path, request: _Request) -> Source:
 
 def _open_folder(folder: Path, request: _Request) -> Source:
     files = folder_files(folder)
-    images, notes = folder_images(files, folder)
+    images, notes = folder_images(files, folder, deal=request.deal)
     arrays = [(name, path) for name, path in files if path.suffix.lower() in ARRAY_SUFFIXES]
     if arrays and not images:
         return FeedSource(array_files(arrays), request.inputs, origin=str(folder), preprocess=request.preprocess)
+    archives = [path for _, path in files if is_idx(path)] if not images else []
+    if archives:
+        raise DataError(f"{folder}: expected images or arrays, got MNIST idx files; give the images' own: {archives[0]}.")
     if not images:
         suffixes = sorted({path.suffix or path.name for _, path in files})
         came = f"{len(files)} files of types {', '.join(suffixes)}" if files else "an empty folder"

@@ -112,12 +112,13 @@ def _replace_in_two_steps(temporary: Path, out: Path) -> None:
     """Move the old folder aside, put the new one in its place, remove the old one."""
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
     old = aside / out.name
-    out.rename(old)
     try:
-        temporary.rename(out)
-    except BaseException:
-        old.rename(out)
-        raise
+        out.rename(old)
+        try:
+            temporary.rename(out)
+        except BaseException:
+            old.rename(out)
+            raise
     finally:
         if out.exists():
             shutil.rmtree(aside, ignore_errors=True)

@@ -187,8 +187,10 @@ class _Walk:
         moving = [value for value in inputs if not is_constant(value)]
         if not moving and not (self.choices.mode == "weight-only" and weights):
             return "its inputs are constant"
-        if rule.kind == "compute":
-            return ""
+        return "" if rule.kind == "compute" else self.arrival_refusal(node, rule, moving)
+
+    def arrival_refusal(self, node: ir.Node, rule: OperatorRule, moving: list[ir.Value]) -> str:
+        """Why the inputs of an operator that no conversion is paid for keep it float, "" if they do not."""
         arrived = [value for value in moving if value.name in self.arriving]
         late = [value for value in moving if value not in arrived]
         if rule.kind == "join" and arrived:  # what is rounded for a layer anyway costs nothing more

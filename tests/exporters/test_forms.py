@@ -1,0 +1,67 @@
+"""Which forms a planned network takes, and what is said where one is missing."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from narrowgauge.core.numbers import integer_type
+from narrowgauge.demo import digits, network_path
+from narrowgauge.errors import TargetError
+from narrowgauge.exporters.forms import FORMATS, forms_for
+from narrowgauge.importers.onnx import load
+from narrowgauge.targets.registry import load_target, target_names
+from tests.planning.networks import operators, planned, run, seen, sqnr
+
+IMAGES = digits().images
+MODEL = load(network_path("digits_conv")).model
+STATISTICS = seen(MODEL, IMAGES[:32])
+
+
+def check_close(model: ir.Model | None) -> None:
+    assert model is not None
+    assert sqnr(run(MODEL, IMAGES[1200:1300]), run(model, IMAGES[1200:1300])) > 20
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_every_target_has_a_simulation_and_its_own_file_or_a_note(name: str) -> None:
+    target = load_target(name)
+    forms = forms_for(target, MODEL, planned(MODEL, STATISTICS, name))
+    check_close(forms.simulated)
+    assert (forms.exported is None) == (not target.formats)
+    assert bool(forms.notes) == (forms.exported is None)
+    assert (forms.integer is not None) == (target.arithmetic.requantization == "onnxruntime")
+    for form in (forms.exported, forms.integer):
+        if form is not None:
+            check_close(form)
+
+
+def test_the_formats_of_a_target_can_be_chosen() -> None:
+    target = load_target("onnxruntime")
+    plan = planned(MODEL, STATISTICS)
+    assert set(target.formats) == set(FORMATS)
+    chosen = {form: operators(forms_for(target, MODEL, plan, form=form).exported) for form in target.formats}
+    assert "QuantizeLinear" in chosen["qdq"]
+    assert "QLinearConv" not in chosen["qdq"]
+    assert "QLinearConv" in chosen["qoperator"]
+    with pytest.raises(TargetError, match="expected a format of onnxruntime, one of qdq, qoperator, got 'tflite'"):
+        forms_for(target, MODEL, plan, form="tflite")
+
+
+def test_what_a_target_cannot_run_is_only_simulated() -> None:
+    plan = planned(MODEL, STATISTICS, activations=integer_type("int6"))
+    forms = forms_for(load_target("onnxruntime"), MODEL, plan)
+    assert (forms.exported, forms.integer) == (None, None)
+    assert len(forms.notes) == 1
+    assert "cannot run this plan, it is only simulated: activations of int6" in forms.notes[0]
+    assert np.isfinite(run(forms.simulated, IMAGES[:8])).all()
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "weight-only"])
+def test_modes_that_need_no_samples(mode: str) -> None:
+    forms = forms_for(load_target("onnxruntime"), MODEL, planned(MODEL, None, mode=mode))
+    check_close(forms.simulated)
+    check_close(forms.exported)
+    assert forms.notes == ()
+    assert (forms.integer is None) == (mode == "weight-only")
