@@ -52,7 +52,7 @@ def test_what_a_target_fixes_is_what_the_plan_says(target: str) -> None:
 
 
 def test_biases_have_room_in_the_range_that_refinement_chose() -> None:
-    """A rare far sample gives the plan a wide range; the refined one is narrow, and the bias still fits."""
+    """A single far number gives the plan a wide range; the refined one is narrow, and the bias still fits."""
     weights = normal(32, 16) / 4
     weights[:, 3] *= 1e-8
     bias = normal(16)
@@ -62,10 +62,10 @@ def test_biases_have_room_in_the_range_that_refinement_chose() -> None:
         w=weights, b=bias, low=np.float32(-1.5), high=np.float32(200),
     )  # fmt: skip
     samples = normal(120, 32)
-    samples[5] *= 40
+    samples[40, 7] = 150
     recipe = Recipe(name="ranges", estimator="max", migrate=False)
     result = narrowgauge.quantize(ir.to_proto(model), {"x": samples}, samples=60, recipe=recipe)
-    assert float(result.plan.encodings["x"].scale) * 255 < np.ptp(samples) / 3
+    assert float(result.plan.encodings["x"].scale) * 255 < 150 / 3
     held_out = {"x": samples[60:]}
     reference = run(model, held_out)
     for simulate in (True, False):

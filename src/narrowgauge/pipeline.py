@@ -14,8 +14,9 @@ import onnx
 import onnx_ir as ir
 
 from narrowgauge.analysis.check import Check, check
+from narrowgauge.analysis.coverage import constant_input_warnings, coverage_warnings
 from narrowgauge.calibration.batching import batch_size
-from narrowgauge.calibration.collect import collect, sampled_for
+from narrowgauge.calibration.collect import SAMPLED, collect, sampled_for
 from narrowgauge.calibration.statistics import Statistics
 from narrowgauge.core.plan import Plan, load_plan
 from narrowgauge.data import Batch, Preprocess, Samples, batches, default_preprocess, input_specs, open_samples
@@ -158,22 +159,27 @@ def quantize(  # noqa: PLR0913 - the command line's options, by the same names
     check_format(chosen, format)
     asked = _recipe(recipe, weights, activations, granularity, keep_float)
     job = _Job(statistics_given=statistics, threads=threads, progress=progress or Progress())
-    with new_folder(Path(out) if out is not None else None, force=force) as folder:
+    reads = (model, data, labels, preprocess, plan, statistics, target, recipe)
+    with new_folder(Path(out) if out is not None else None, force=force, reads=reads) as folder:
         with job.stage("import"):
             given = plan if plan is None or isinstance(plan, Plan) else load_plan(Path(plan))
             imported = job.read(model, given)
             opened = job.open(model, imported, data, preprocess, labels)
-        calibrating, checking = job.split(opened, samples, check_samples)
+        calibrating, checking = job.split(opened, samples if asked.mode == "static" else 0, check_samples)
         network, made, seen = job.plan(imported.model, chosen, asked, calibrating, given)
         checking = job.left_to_check(checking, calibrating, seen, samples)
         with job.stage("lower"):
             forms = forms_for(chosen, network, made, form=format)
             job.notes += forms.notes
         with job.stage("write"):
-            written = write_forms(folder, forms, network, made, seen)
+            written = write_forms(
+                folder, forms, network, made, seen, original=imported.model,
+                preprocess=opened.preprocess if opened is not None else None,
+            )  # fmt: skip
         native = chosen.runtime == "onnxruntime" and forms.exported is not None
         original = _reference(model, imported)
         found = job.check(original, written.runnable, imported.model, checking, metric, native=native)
+        job.notes += [*coverage_warnings(network, made), *(opened.notes if opened is not None else ())]
         summary = summarize(
             model=_model_name(model), target=chosen.name, recipe=asked.name, plan=made, check=found,
             float_bytes=_float_bytes(model, imported), quantized_bytes=_size(written.runnable),
@@ -232,7 +238,10 @@ class _Job:
         if imported is None or plan is None or network_digest(imported.model) != plan.network:
             imported = load(model)
         if is_quantized(imported.model):
-            raise ModelError("expected a float network, this one is quantized already: give the one it was made from")
+            where = f"{_model_name(model)}: " if isinstance(model, str | os.PathLike) else ""
+            raise ModelError(
+                f"{where}expected a float network, this one is quantized already: give the one it was made from"
+            )
         self.notes += imported.notes
         return imported
 
@@ -248,8 +257,11 @@ class _Job:
         return open_samples(data, input_specs(imported.model), preprocess=preprocess, labels=labels)
 
     def split(self, samples: Samples | None, asked: int, most: int) -> tuple[Samples | None, Samples | None]:
+        """Part samples into those that calibrate and those that check; where none is to calibrate, all of them check."""
         if samples is None:
             return None, None
+        if not asked:
+            return None, samples.take(most)
         calibrating, checking, notes = split(samples, asked)
         self.notes += notes
         if checking.count is not None and checking.count > most:
@@ -281,7 +293,10 @@ class _Job:
         self.notes += notes
         statistics = None
         if recipe.mode == "static" and (given is None or calibrating is not None):
-            statistics = self.calibrate(network, calibrating)
+            few = sampled_for(calibrating.count if calibrating is not None else None)
+            statistics = self.calibrate(network, calibrating, sampled=few)
+        if statistics is not None:
+            self.notes += constant_input_warnings(network, statistics)
         gathered = statistics
         with self.stage("plan"):
             if statistics is not None and recipe.migrate and given is None:
@@ -289,6 +304,9 @@ class _Job:
             placement = place(network, target, asked)
             if given is not None:
                 self.note_other_network(given, network)
+                if given.target != target.name:
+                    self.notes.append(f"the plan was made for {given.target}: it is applied for {target.name}")
+                    given = replace(given, target=target.name)
             plan = given or fill(network, placement, statistics, target, asked)
         if statistics is not None and recipe.refine_ranges and given is None:
             with self.stage("refine ranges"):
@@ -317,10 +335,11 @@ class _Job:
             power_of_two=target.activations.power_of_two, fixed=fixed, threads=self.threads,
         )  # fmt: skip
         if done:
-            self.notes.append(f"the ranges of {len(done)} values were chosen by their error behind the next layers")
+            values = "value was" if len(done) == 1 else "values were"
+            self.notes.append(f"the ranges of {len(done)} {values} chosen by their error behind the next layers")
         return with_room_for_biases(network, plan, bits=target.bias_bits, power_of_two=target.weights.power_of_two)
 
-    def calibrate(self, network: ir.Model, samples: Samples | None) -> Statistics:
+    def calibrate(self, network: ir.Model, samples: Samples | None, *, sampled: int = SAMPLED) -> Statistics:
         given = self.statistics_given
         file = None if given is None or isinstance(given, Statistics) else Path(given)
         start = given if isinstance(given, Statistics) else Statistics.load(file) if file and file.exists() else None
@@ -342,7 +361,7 @@ class _Job:
         rest = samples.skip(done)
         with self.stage("calibrate", rest.count):
             statistics = collect(
-                network, _batches(network, rest), sampled=start.sampled if start else sampled_for(rest.count),
+                network, _batches(network, rest), sampled=start.sampled if start else sampled,
                 threads=self.threads, start=start, save_to=file,
                 progress=self.progress.advance,
             )  # fmt: skip

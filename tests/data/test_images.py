@@ -55,10 +55,32 @@ def test_a_folder_per_class_gives_labels(tmp_path: Path) -> None:
     samples = open_samples(tmp_path, PICTURE, preprocess=Preprocess(label_offset=10))
     assert [(sample.name, sample.label) for sample in samples] == [
         ("ant/b.png", 10),
-        ("ant/deep/c.png", 10),
         ("bee/d.bmp", 11),
         ("zebra/a.jpg", 12),
+        ("ant/deep/c.png", 10),
     ]
+    assert any("3 folders in sorted order, 'ant' is 0 and 'zebra' is 2" in note for note in samples.notes)
+
+
+def test_the_first_samples_of_class_folders_are_of_all_classes(tmp_path: Path) -> None:
+    counts = {"ant": 3, "bee": 5, "cat": 1}
+    for name, count in counts.items():
+        for number in range(count):
+            image_file(tmp_path / name / f"{number}.png")
+    names = [sample.name for sample in open_samples(tmp_path, PICTURE, preprocess=RAW)]
+    assert names[:5] == ["ant/0.png", "bee/0.png", "cat/0.png", "ant/1.png", "bee/1.png"]
+    assert sorted(names) == sorted(f"{name}/{number}.png" for name in counts for number in range(counts[name]))
+    in_order = open_samples(tmp_path, PICTURE, preprocess=RAW, labels=list(range(9)))  # labels by position: by path
+    assert [sample.name for sample in in_order] == sorted(names)
+    assert [sample.label for sample in in_order] == list(range(9))
+
+
+def test_parts_of_a_data_set_are_no_classes(tmp_path: Path) -> None:
+    for name in ("train/a.png", "val/b.png"):
+        image_file(tmp_path / name)
+    samples = open_samples(tmp_path, PICTURE, preprocess=RAW)
+    assert [sample.label for sample in samples] == [None, None]
+    assert any("'train' and 'val' are taken for parts of a data set" in note for note in samples.notes)
 
 
 def test_folders_that_are_no_classes_are_noted(tmp_path: Path) -> None:

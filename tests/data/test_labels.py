@@ -40,6 +40,21 @@ def test_unknown_names_and_images_without_label_are_noted(folder: Path) -> None:
     assert any("2 of 3 samples have no label: b c.png, d.png" in note for note in notes)
 
 
+def test_paths_of_another_folder_are_matched_by_file_name(folder: Path) -> None:
+    labels, notes = labelled(folder, "images/a.png 1\nb c.png 2\n/data/old/d.png 3\n")
+    assert labels == [1, 2, 3]
+    assert any("2 labels were given by file name: 'images/a.png' is 'a.png'" in note for note in notes)
+
+
+def test_a_file_name_of_two_samples_labels_neither(folder: Path) -> None:
+    for name in ("x", "y"):
+        (folder / name).mkdir()
+        Image.new("RGB", (8, 8)).save(folder / name / "e.png")
+    labels, notes = labelled(folder, "a.png 1\ne.png 2\n")
+    assert labels == [1, None, None, None, None]
+    assert any("1 labels are of no sample: e.png" in note for note in notes)
+
+
 def test_one_index_per_line_goes_by_order(folder: Path) -> None:
     assert labelled(folder, "5\n6\n7\n")[0] == [5, 6, 7]
     with pytest.raises(DataError, match="expected 3 labels, one per sample, got 2"):
@@ -51,7 +66,8 @@ def test_one_index_per_line_goes_by_order(folder: Path) -> None:
     [
         ("a.png\n", r"labels.txt, line 1: expected `relative-path label-index`, got 'a.png'"),
         ("a.png 1\na.png 2\n", r"line 2: 'a.png' has label 2 here and 1 above"),
-        ("x/a.png 1\n", r"such as 'a.png', but none of the 1 paths, such as 'x/a.png', is one"),
+        ("x/e.png 1\n", r"such as 'a.png', but none of the 1 paths, such as 'x/e.png', is one"),
+        ("x/a.png 1\ny/a.png 1\n", r"nor has a file name that belongs to one sample alone"),
         ("\n", "expected lines"),
     ],
 )

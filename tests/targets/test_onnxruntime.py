@@ -44,8 +44,8 @@ INPUTS = {
     "other": "others = QuantizeLinear(other_input, scale, zero) other = DequantizeLinear(others, scale, zero)",
     "weight": "weight = DequantizeLinear(weight_levels, scale, no_offset)",
 }
-# Gather, GRU and LSTM have no static kernel, Gemm takes a matrix, which the input is not, and Pad's row itself says that
-# it runs in float between Q and DQ: it is there for the integer operators behind it.
+# Gather, GRU and LSTM have no static kernel, Gemm takes a matrix, which the input is not, and Pad's row itself says
+# that it runs in float between Q and DQ: it is there for the integer operators behind it.
 UNTESTED = {"Gather", "GRU", "LSTM", "Gemm", "Pad"}
 STATIC = [(operator, rule) for rule in load_target("onnxruntime").operators for operator in rule.operators]
 

@@ -16,7 +16,7 @@ from narrowgauge.core.plan import load_plan
 from narrowgauge.data import Preprocess, batches, default_preprocess, input_specs, open_samples
 from narrowgauge.data.preprocess import load_preprocess
 from narrowgauge.errors import NarrowgaugeError, OutputError, RuntimeFailure, TargetError
-from narrowgauge.exporters.folder import FLOAT, INTEGER, MODEL, PLAN, SIMULATED, SUMMARY
+from narrowgauge.exporters.folder import FLOAT, INTEGER, MODEL, ORIGINAL, PLAN, PREPROCESS, SIMULATED, SUMMARY
 from narrowgauge.importers.onnx import read
 from narrowgauge.runtimes.onnxruntime import open_run
 from narrowgauge.targets.registry import load_target
@@ -58,7 +58,8 @@ def verify(
         folder: what `quantize` wrote.
         data: samples, see `data.open_samples`.
         samples: how many of them.
-        preprocess: how images become inputs; None takes the file beside the network that the summary names.
+        preprocess: how images become inputs; None takes the folder's own, else the file beside the network that the
+            summary names.
         threads: of the engine.
         progress: called with the number of samples of each batch, once for each pair of networks.
 
@@ -69,9 +70,9 @@ def verify(
     summary = _read_summary(folder)
     _check_files(folder, summary)
     plan = load_plan(folder / PLAN)
-    reference = read(folder / FLOAT)
+    reference = read(folder / _reference(folder))
     inputs = input_specs(reference)
-    given = _preprocess(preprocess, Path(summary["model"]))
+    given = _preprocess(preprocess, folder, Path(summary["model"]))
     opened = open_samples(data, inputs, preprocess=given).take(samples)
     native = _is_native(summary["target"])
     pairs = {}
@@ -112,6 +113,8 @@ def _read_summary(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise OutputError(f"{folder}: expected a folder that `narrowgauge quantize` wrote, there is none")
     path = folder / SUMMARY
+    if not path.is_file():
+        raise OutputError(f"{folder}: expected a folder that `narrowgauge quantize` wrote, it has no {SUMMARY}")
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         missing = {"model", "target", "files", "agreement_top1", "sqnr_db", "checked_samples"} - set(summary)
@@ -137,8 +140,15 @@ def _check_files(folder: Path, summary: Mapping[str, Any]) -> None:
                 raise OutputError(f"{path}: it was changed or damaged since it was written; quantize again")
 
 
-def _preprocess(given: str | Path | None, model: Path) -> Preprocess | None:
+def _preprocess(given: str | Path | None, folder: Path, model: Path) -> Preprocess | None:
+    if given is None and (folder / PREPROCESS).is_file():
+        given = folder / PREPROCESS
     return load_preprocess(Path(given)) if given is not None else default_preprocess(model)
+
+
+def _reference(folder: Path) -> str:
+    """Name the float network that the quantized one stands for: recovery may have changed the one the plan is for."""
+    return ORIGINAL if (folder / ORIGINAL).exists() else FLOAT
 
 
 def _is_native(target: str) -> bool:
@@ -153,7 +163,7 @@ def _pairs(folder: Path) -> list[tuple[str, str]]:
     """Name the runnable file beside the float network first, then the other forms beside it."""
     runnable = MODEL if (folder / MODEL).exists() else SIMULATED
     others = [name for name in (SIMULATED, INTEGER) if name != runnable and (folder / name).exists()]
-    return [(FLOAT, runnable), *((runnable, other) for other in others)]
+    return [(_reference(folder), runnable), *((runnable, other) for other in others)]
 
 
 def _open(path: Path, threads: int | None, *, simulate: bool) -> Any:

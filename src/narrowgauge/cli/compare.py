@@ -50,7 +50,11 @@ def compare(  # noqa: PLR0913 - the options of the command
         terminal.show(
             Text(f"A is {a}\nB is {b}"),
             outcome.beside(("A", "B"), record, ("a", "b")),
-            Text(f"on {record['samples']} samples, {record['labelled_samples']} of them labelled", style="dim"),
+            Text(
+                f"on {outcome.counted(record['samples'], 'sample')}"
+                f"{outcome.labels_text(record['samples'], record['labelled_samples'])}",
+                style="dim",
+            ),
             *outcome.notes(record["notes"]),
         )
     found = result.comparison

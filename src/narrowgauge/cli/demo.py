@@ -49,13 +49,38 @@ def demo(
     if json:
         terminal.show_json(result.summary)
         return
-    terminal.show(*outcome.run_report(result.summary, out / "int8"), "", "Try next:", *_next_commands(out))
+    terminal.show(
+        f"A small network that reads handwritten digits, quantized to 8 bits: {_CALIBRATING} images calibrated it,",
+        f"{len(images) - trained} others check it.",
+        *outcome.run_report(result.summary, out / "int8", explain=True),
+        "",
+        "Try next:",
+        *_next_commands(out),
+    )
 
 
 def _next_commands(out: Path) -> list[str]:
+    import shlex
+
+    folder = shlex.quote(str(out))
+    command = _command()
     lines = [
-        f"narrowgauge compare {out}/digits.onnx {out}/int8/model.onnx --data {out}/held_out.npz",
-        f"narrowgauge verify {out}/int8 --data {out}/held_out.npz",
-        f"narrowgauge quantize {out}/digits.onnx --target tflite --data {out}/digits.npz --out digits-tflite",
+        f"{command} compare {folder}/digits.onnx {folder}/int8/model.onnx --data {folder}/held_out.npz",
+        f"{command} verify {folder}/int8 --data {folder}/held_out.npz",
+        f"{command} quantize {folder}/digits.onnx --target tflite --data {folder}/digits.npz --out digits-tflite",
     ]
     return [f"  {line}" for line in lines]
+
+
+def _command() -> str:
+    """Return what starts narrowgauge in the user's shell: its name, or, where that is not on the path, its path."""
+    import os
+    import shlex
+    import shutil
+    import sys
+
+    script = Path(sys.executable).with_name("narrowgauge")
+    if shutil.which("narrowgauge") or not script.exists():
+        return "narrowgauge"
+    near = os.path.relpath(script)
+    return shlex.quote(str(script) if near.startswith("..") else near)

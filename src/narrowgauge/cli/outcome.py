@@ -17,8 +17,10 @@ FILES = {
     "model.onnx": "the quantized network for the target: run this one",
     "simulated.onnx": "the same simulated in float (Q/DQ): runs anywhere",
     "integer.onnx": "the same in integer operators",
-    "float.onnx": "the simplified float network",
+    "original.onnx": "the simplified float network",
+    "float.onnx": "the float network that plan.json is for",
     "plan.json": "scales and zero points: edit, then --plan",
+    "model.toml": "how images become inputs",
     "statistics.npz": "what calibration saw: for --statistics",
     "summary.json": "these figures, for scripts",
     "notes.txt": "what the import changed, and what it left alone",
@@ -26,6 +28,10 @@ FILES = {
 
 _SHARES = ("top1", "top5")
 """Metrics that are percentages."""
+
+# What fits on a screen; `summary.json` has all.
+_SHOWN_REASONS = 4
+_SHOWN_OPERATORS = 4
 
 
 def plain_table(*header: str, right: Sequence[int] = ()) -> Table:
@@ -51,8 +57,10 @@ def beside(names: tuple[str, str], summary: Mapping[str, Any], keys: tuple[str, 
         if after is not None:
             table.add_row(_metric(name), _value(name, before), _value(name, after), _change(name, after - before))
     if summary["agreement_top1"] is not None:
-        table.add_row("same answer", "", f"{summary['agreement_top1']:.2f} %", "of the samples")
-    table.add_row("output SQNR", "", decibels(summary["sqnr_db"], infinite=summary["sqnr_infinite"]), "")
+        table.add_row("same answer", "", f"{summary['agreement_top1']:.2f} %", "same largest output")
+    if summary["sqnr_db"] is not None or summary["sqnr_infinite"]:
+        shown = decibels(summary["sqnr_db"], infinite=summary["sqnr_infinite"])
+        table.add_row("output SQNR", "", shown, "signal over the error")
     sizes = [summary["size_bytes"][key] for key in keys]
     table.add_row("size", size_text(sizes[0]), size_text(sizes[1]), times(sizes[0], sizes[1], "smaller", "larger"))
     speeds = [summary["latency_ms"].get(key) for key in keys]
@@ -101,30 +109,49 @@ def times(before: float, after: float, better: str, worse: str) -> str:
 
 def grouped_reasons(nodes: Iterable[Mapping[str, str]]) -> list[tuple[int, str, str]]:
     """Group nodes that stay float: how many, their operators, why; the largest group first."""
-    reasons: dict[str, Counter[str]] = {}
+    groups: dict[str, Counter[str]] = {}
+    said: dict[str, str] = {}
     for node in nodes:
-        operators = reasons.setdefault(_without_name(node["reason"]), Counter())
-        operators[node["operator"]] += 1
+        reason = _without_names(node["reason"])
+        key = _without_operator(reason, node["operator"])
+        said.setdefault(key, reason)
+        groups.setdefault(key, Counter())[node["operator"]] += 1
     rows = [
-        (sum(operators.values()), ", ".join(f"{count} {name}" for name, count in operators.most_common()), reason)
-        for reason, operators in reasons.items()
+        (operators.total(), _counted(operators), key if len(operators) > 1 else said[key])
+        for key, operators in groups.items()
     ]
     return sorted(rows, key=lambda row: -row[0])
 
 
-def _without_name(reason: str) -> str:
+def _counted(operators: Counter[str]) -> str:
+    named = [f"{count} {name}" for name, count in operators.most_common(_SHOWN_OPERATORS)]
+    rest = operators.total() - sum(count for _, count in operators.most_common(_SHOWN_OPERATORS))
+    return ", ".join([*named, *([f"{rest} others"] if rest else [])])
+
+
+def _without_names(reason: str) -> str:
     """Take the names out of `x arrives in float: ...`: they would make each reason a group of its own."""
     reason = re.sub(r"^.* arrives in float\b", "an input arrives in float", reason)
     return re.sub(r": an integer \w+ would", ": integers would", reason)
 
 
+def _without_operator(reason: str, operator: str) -> str:
+    """Take the operator out of a reason that holds for others as well."""
+    reason = re.sub(rf" has no integer {re.escape(operator)}$", " has no integer form of them", reason)
+    return re.sub(rf" leaves {re.escape(operator)} float$", " leaves them float", reason)
+
+
 def float_nodes(nodes: Sequence[Mapping[str, str]]) -> RenderableType:
-    """Say which nodes stay float, grouped by reason."""
+    """Say which nodes stay float, grouped by reason; `summary.json` has them all by name."""
     if not nodes:
         return Text("No node stays float.")
-    table = plain_table("", "operators", "why", right=(0,))
-    for count, operators, reason in grouped_reasons(nodes):
+    rows = grouped_reasons(nodes)
+    table = plain_table("", "", "", right=(0,))
+    for count, operators, reason in rows[:_SHOWN_REASONS]:
         table.add_row(str(count), Text(operators), Text(reason))
+    rest = sum(count for count, _, _ in rows[_SHOWN_REASONS:])
+    if rest:
+        table.add_row(str(rest), "others", Text("see float_nodes in summary.json"))
     return Group(Text("1 node stays float:" if len(nodes) == 1 else f"{len(nodes)} nodes stay float:"), table)
 
 
@@ -144,7 +171,7 @@ def notes(lines: Iterable[str]) -> list[RenderableType]:
 
 
 def files(folder: Path) -> RenderableType:
-    """Say what lies in a folder that was written."""
+    """Say what lies in a folder that was written, each file with its use."""
     table = plain_table("", "", "", right=(1,))
     for name, meaning in FILES.items():
         if (folder / name).exists():
@@ -152,21 +179,40 @@ def files(folder: Path) -> RenderableType:
     return Group(Text(f"Written to {folder}:"), table)
 
 
-def run_report(summary: Mapping[str, Any], folder: Path | None) -> list[RenderableType]:
-    """Everything that a person should know of a run of `quantize`."""
-    seconds = summary["seconds"]
+def _written(folder: Path) -> Text:
+    """Say in a line or two what lies in a folder that was written, the network to run first."""
+    names = [name for name in FILES if (folder / name).exists()]
+    names += sorted(path.name for path in folder.iterdir() if path.name not in FILES)
+    return Text(f"Written to {folder}: {', '.join(names)}")
+
+
+def run_report(summary: Mapping[str, Any], folder: Path | None, *, explain: bool = False) -> list[RenderableType]:
+    """Everything that a person should know of a run of `quantize`, on a screen.
+
+    Args:
+        summary: what `summary.json` holds.
+        folder: where the files are.
+        explain: say of each file what it is for.
+    """
     head = f"{Path(summary['model']).name} for {summary['target']}, recipe {summary['recipe']}"
-    stages = ", ".join(f"{stage} {value:.2g}" for stage, value in seconds.items())
-    took = Text(f"{sum(seconds.values()):.1f} seconds ({stages})", style="dim")
-    checked = summary["checked_samples"]
-    body: list[RenderableType] = [took]
-    if checked:
-        labelled = summary["labelled_samples"]
-        said = "" if labelled == checked else f", {labelled} of them labelled" if labelled else ", none labelled"
-        body = [beside(("float", "quantized"), summary), Text(f"checked on {checked} samples{said}", style="dim"), took]
+    took = f"{sum(summary['seconds'].values()):.1f} seconds"
+    checked, labelled = summary["checked_samples"], summary["labelled_samples"]
+    said = f"checked on {counted(checked, 'sample')}{labels_text(checked, labelled)}, " if checked else ""
+    written = [] if folder is None else [files(folder) if explain else _written(folder)]
+    body = Group(beside(("float", "quantized"), summary), Text(said + took, style="dim"))
     return [
-        Panel(Group(*body), title=Text(head), title_align="left", expand=False),
+        Panel(body, title=Text(head), title_align="left", expand=False),
         float_nodes(summary["float_nodes"]),
         *notes(summary["notes"]),
-        *([files(folder)] if folder is not None else []),
+        *written,
     ]
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number of things: `1 sample`, `2 samples`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def labels_text(samples: int, labelled: int) -> str:
+    """Say how many samples had labels where not all of them had."""
+    return "" if labelled == samples else f", {labelled} of them labelled" if labelled else ", none labelled"

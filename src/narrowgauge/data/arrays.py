@@ -30,6 +30,7 @@ from narrowgauge.data.inputs import (
     shape_fits,
     shape_text,
 )
+from narrowgauge.data.preprocess import Preprocess
 from narrowgauge.data.samples import Sample
 from narrowgauge.errors import DataError
 
@@ -92,6 +93,7 @@ class ArraySource:
         *,
         origin: str,
         labels: Array | None = None,
+        preprocess: Preprocess | None = None,
     ) -> None:
         """Check that the arrays fit the inputs and each other.
 
@@ -100,11 +102,13 @@ class ArraySource:
             inputs: The network's inputs.
             origin: File or variable that the arrays come from, for names and messages.
             labels: Class index per sample.
+            preprocess: How images would become inputs; arrays are taken as they are.
 
         Raises:
             DataError: A missing input, a shape or type that does not fit, different numbers of samples, or none.
         """
         self.notes = _ignored(arrays, inputs, origin)
+        self.preprocess = preprocess
         self._origin = origin
         _check_names(arrays, inputs, origin)
         self._columns = [_column(arrays[spec.name], spec, inputs, origin) for spec in inputs]
@@ -114,7 +118,8 @@ class ArraySource:
         if labels is not None and len(labels) != self.count:
             raise DataError(f"{origin}: expected {self.count} labels, one per sample, got {len(labels)}.")
         self.notes += [
-            f"{origin}: uint8 values feed float input '{column.spec.name}' as they are, 0 to 255; arrays are not scaled"
+            f"{origin}: {column.array.dtype} values feed float input '{column.spec.name}' as they are; arrays are not "
+            "scaled"
             for column in self._columns
             if is_raw_pixels(column.array.dtype, column.spec)
         ]

@@ -53,7 +53,7 @@ class FeedSource:
         self.count: int | None = None
         self._inputs = inputs
         self._origin = origin
-        self._preprocess = preprocess
+        self.preprocess = preprocess
         self._restart = items if not isinstance(items, Iterator) else None
         self._rest = None if not isinstance(items, Iterator) else self._samples(items)
         self._position = 0
@@ -70,7 +70,7 @@ class FeedSource:
             DataError: An iterator that can be read once has passed `start`, or an item does not fit the network.
         """
         if self._restart is not None:
-            reader = FeedSource(iter(self._restart()), self._inputs, origin=self._origin, preprocess=self._preprocess)
+            reader = FeedSource(iter(self._restart()), self._inputs, origin=self._origin, preprocess=self.preprocess)
             reader.notes = self.notes
             return reader._read_on(start, stop)
         if start < self._position:
@@ -157,7 +157,7 @@ class FeedSource:
 
     def _image_sample(self, image: Image.Image, labels: Array | None, where: str) -> Sample:
         spec = image_input(self._inputs, self._origin)
-        preprocess, notes = fit_preprocess(self._preprocess, spec)
+        preprocess, notes = fit_preprocess(self.preprocess, spec)
         for note in notes:
             self._note(note)
         array, whole = as_feed(apply(image, preprocess, spec.dtype), spec, where)

@@ -15,6 +15,8 @@ Shape: TypeAlias = tuple[int | None, ...]
 
 IMAGE_CHANNELS = (1, 3)
 """Channel counts by which an axis is recognised as the channels of an image."""
+_IMAGES_RANK = 4
+"""Axes of a batch of images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,5 +149,6 @@ def _castable(have: np.dtype[Any], want: np.dtype[Any]) -> bool:
 
 
 def is_raw_pixels(array_dtype: np.dtype[Any], spec: InputSpec) -> bool:
-    """Tell whether bytes feed a float input: most likely pixels that nobody scaled."""
-    return array_dtype == np.uint8 and spec.dtype.kind == "f"
+    """Tell whether bytes feed a float input, or integers a batch of images: most likely pixels that nobody scaled."""
+    pixels = array_dtype == np.uint8 or (array_dtype.kind in "iu" and len(spec.shape) == _IMAGES_RANK)
+    return pixels and spec.dtype.kind == "f"

@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 
 from narrowgauge.data.inputs import Array
+from narrowgauge.data.preprocess import Preprocess
 from narrowgauge.data.samples import Sample, Source
 from narrowgauge.errors import DataError
 
@@ -37,6 +38,11 @@ class LabelledSource:
     def count(self) -> int | None:
         """How many samples the source has."""
         return self.source.count
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """How the source makes inputs of images."""
+        return self.source.preprocess
 
     def name_of(self, index: int) -> str:
         """Return the source's name of a sample."""

@@ -37,12 +37,19 @@ KNOWN: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Request:
-    """What all kinds of data are opened for; `deal`: whether a folder per class is dealt out, see `images.dealt`."""
+    """What all kinds of data are opened for.
+
+    Attributes:
+        inputs: The network's inputs.
+        preprocess: What to do with images.
+        on_error: What to do about images that cannot be read.
+        labels: Whether labels were given apart from the data: by name, by position, or not at all.
+    """
 
     inputs: Sequence[InputSpec]
     preprocess: Preprocess | None
     on_error: Literal["raise", "skip"]
-    deal: bool
+    labels: Literal["named", "ordered", "none"]
 
 
 def open_samples(
@@ -57,9 +64,9 @@ def open_samples(
 
     Args:
         data: A path to a folder of images (flat, or a folder per class: the folders in sorted order give the labels,
-            and the samples take turns by class), an image, an .npy or .npz file (array names = input names), a .zip of images, an MNIST idx file, a .txt
-            list of paths (relative to it, a class index may follow each); the name `module:callable` of a function that
-            yields feeds; or the thing itself: an array, a dict of arrays, a function, an iterator or iterable of feeds
+            and the samples take turns by class), an image, an .npy or .npz file (array names = input names), a .zip of
+            images, an MNIST idx file, a .txt list of paths (relative to it, a class index may follow each); the name
+            `module:callable` of a function that yields feeds; or the thing itself: an array, a dict of arrays, a function, an iterator or iterable of feeds
             (a data loader), images or paths. See `narrowgauge.data.arrays` on shapes and `narrowgauge.data.feeds` on
             feeds.
         inputs: The network's inputs, all of them to be fed.
@@ -78,8 +85,9 @@ def open_samples(
     if not inputs:
         raise DataError("Expected a network with at least one input, got one that takes nothing.")
     table, origin = _label_table(labels)
-    by_position = table is not None and not isinstance(table, Mapping)
-    request = _Request(inputs=tuple(inputs), preprocess=preprocess, on_error=on_error, deal=not by_position)
+    given: Literal["named", "ordered", "none"]
+    given = "none" if table is None else "named" if isinstance(table, Mapping) else "ordered"
+    request = _Request(inputs=tuple(inputs), preprocess=preprocess, on_error=on_error, labels=given)
     source = _open_path(data, request) if isinstance(data, str | Path) else _open_object(data, request)
     offset = preprocess.label_offset if preprocess is not None else 0
     return Samples(source=attach_labels(source, table, offset, origin))
@@ -121,8 +129,8 @@ def _open_file(path: Path, request: _Request) -> Source:
     if suffix == ".txt":
         return _open_list(path, request)
     if suffix == ".zip":
-        files, notes = zip_images(path, deal=request.deal)
-        return _image_source(files, notes, request, path)
+        files, notes = zip_images(path, deal=request.labels != "ordered")
+        return _image_source(files, notes if request.labels == "none" else [], request, path)
     if suffix in IMAGE_SUFFIXES:
         return _image_source([listed_image(path.name, path, None)], [], request, path)
     raise DataError(f"Expected data of a known kind, got {path}; give {KNOWN}.")
@@ -130,7 +138,7 @@ def _open_file(path: Path, request: _Request) -> Source:
 
 def _open_folder(folder: Path, request: _Request) -> Source:
     files = folder_files(folder)
-    images, notes = folder_images(files, folder, deal=request.deal)
+    images, notes = folder_images(files, folder, deal=request.labels != "ordered")
     arrays = [(name, path) for name, path in files if path.suffix.lower() in ARRAY_SUFFIXES]
     if arrays and not images:
         return FeedSource(array_files(arrays), request.inputs, origin=str(folder), preprocess=request.preprocess)
@@ -143,7 +151,7 @@ def _open_folder(folder: Path, request: _Request) -> Source:
         raise DataError(
             f"{folder}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}) or arrays (.npy, .npz), got {came}."
         )
-    return _image_source(images, notes, request, folder)
+    return _image_source(images, notes if request.labels == "none" else [], request, folder)
 
 
 def _image_source(files: Sequence[ImageFile], notes: Sequence[str], request: _Request, path: Path) -> ImageSource:
@@ -215,7 +223,7 @@ def _open_listed(entries: Sequence[tuple[str, Path, int | None]], request: _Requ
 
 def _open_arrays(data: Array | Mapping[str, Array], request: _Request, origin: str) -> Source:
     arrays, labels = split_labels(name_arrays(data, request.inputs, origin), request.inputs)
-    return ArraySource(arrays, request.inputs, origin=origin, labels=labels)
+    return ArraySource(arrays, request.inputs, origin=origin, labels=labels, preprocess=request.preprocess)
 
 
 def _open_object(data: Any, request: _Request) -> Source:

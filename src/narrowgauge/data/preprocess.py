@@ -139,10 +139,14 @@ def load_preprocess(path: str | Path) -> Preprocess:
 def default_preprocess(model_path: str | Path) -> Preprocess | None:
     """Read `<model stem>.toml` beside a model; None where there is none.
 
+    The networks of a folder that `quantize` wrote share its `model.toml`.
+
     Raises:
         DataError: The file is there and is not a valid preprocessing.
     """
     path = Path(model_path).with_suffix(".toml")
+    if not path.is_file() and path.with_name("summary.json").is_file():
+        path = path.with_name("model.toml")
     return load_preprocess(path) if path.is_file() else None
 
 

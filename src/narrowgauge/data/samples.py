@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from narrowgauge.data.inputs import Array
+from narrowgauge.data.preprocess import Preprocess
 from narrowgauge.errors import DataError
 
 
@@ -68,6 +69,10 @@ class Source(Protocol):
     def count(self) -> int | None:
         """How many samples there are; None where only reading tells."""
 
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """How images become inputs, what was assumed included; None where samples are arrays and nothing was said."""
+
     def name_of(self, index: int) -> str:
         """Return the name of a sample."""
 
@@ -97,6 +102,11 @@ class Samples:
             return None
         stop = self.source.count if self.stop is None else min(self.stop, self.source.count)
         return max(0, stop - self.start)
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """How images become inputs, what was assumed included; None where samples are arrays and nothing was said."""
+        return self.source.preprocess
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,15 @@ import onnx_ir as ir
 
 from narrowgauge.calibration.statistics import Statistics
 from narrowgauge.core.plan import Plan, load_plan, plan_to_json
+from narrowgauge.data.preprocess import Preprocess, load_preprocess, preprocess_toml
 from narrowgauge.errors import OutputError
 from narrowgauge.exporters.forms import Forms
 from narrowgauge.exporters.onnx import write_onnx
+from narrowgauge.graph.digest import network_digest
 
-MODEL, SIMULATED, INTEGER, FLOAT = "model.onnx", "simulated.onnx", "integer.onnx", "float.onnx"
-PLAN, STATISTICS, SUMMARY = "plan.json", "statistics.npz", "summary.json"
+MODEL, SIMULATED, INTEGER = "model.onnx", "simulated.onnx", "integer.onnx"
+FLOAT, ORIGINAL = "float.onnx", "original.onnx"
+PLAN, STATISTICS, SUMMARY, PREPROCESS = "plan.json", "statistics.npz", "summary.json", "model.toml"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,22 +43,27 @@ class Written:
 
 
 @contextlib.contextmanager
-def new_folder(out: Path | None, *, force: bool = False) -> Iterator[Path]:
+def new_folder(out: Path | None, *, force: bool = False, reads: Iterable[object] = ()) -> Iterator[Path]:
     """Make a folder under a temporary name beside `out` and rename it when all went well.
 
     Whatever happens, `out` is the old folder, the new one, or none: never half of one. Without `out` the folder is
     temporary and removed at the end.
 
+    Args:
+        out: the folder.
+        force: replace what is there.
+        reads: what the run reads; of these the paths are never replaced, but for files that an earlier run wrote.
+
     Raises:
-        OutputError: if `out` exists and is not empty (unless `force`), is a file, or cannot be written; if the disk is
-            full.
+        OutputError: if `out` exists and is not empty (unless `force`), is a file, or cannot be written; if replacing it
+            would remove what the run reads or where it runs; if the disk is full.
     """
     if out is None:
         with tempfile.TemporaryDirectory(prefix="narrowgauge-") as name:
             yield Path(name)
         return
     out = out.resolve()  # where a link points, so that the folder itself is replaced
-    check_free(out, force=force)
+    check_free(out, force=force, reads=reads)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -71,16 +79,34 @@ def new_folder(out: Path | None, *, force: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_free(out: Path, *, force: bool) -> None:
-    """Refuse a place that is taken.
+def check_free(out: Path, *, force: bool, reads: Iterable[object] = ()) -> None:
+    """Refuse a place that is taken; see `new_folder`.
 
     Raises:
-        OutputError: if `out` is a file, or a folder that is not empty and `force` is not given.
+        OutputError: if `out` is a file, or a folder that is not empty and `force` is not given or would do harm.
     """
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: expected a folder or nothing, there is a file; choose another --out")
-    if out.is_dir() and any(out.iterdir()) and not force:
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not force:
         raise OutputError(f"{out}: the folder exists and is not empty; choose another --out, or --force to replace it")
+    written = _written_before(out)
+    for path in [Path(place).resolve() for place in reads if isinstance(place, str | os.PathLike)]:
+        if path.is_relative_to(out) and path.exists() and path not in written:
+            raise OutputError(f"{out}: --force would remove {path}, which this run reads; choose another --out")
+    for path in (Path.cwd(), Path.home()):
+        if path.resolve().is_relative_to(out):
+            raise OutputError(f"{out}: --force would remove {path} and all that is in it; choose another --out")
+
+
+def _written_before(out: Path) -> set[Path]:
+    """List what an earlier run wrote into a folder, as its summary says: a new run may read and replace that."""
+    try:
+        summary = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
+        return {out / name for name in summary["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _put_in_place(temporary: Path, out: Path) -> None:
@@ -134,14 +160,37 @@ def describe_files(folder: Path) -> dict[str, dict[str, int | str]]:
     return found
 
 
-def write_forms(folder: Path, forms: Forms, network: ir.Model, plan: Plan, statistics: Statistics | None) -> Written:
-    """Write every form of a planned network, the plan and the statistics; each is read back and compared.
+def write_forms(  # noqa: PLR0913 - what is written, each by name
+    folder: Path,
+    forms: Forms,
+    network: ir.Model,
+    plan: Plan,
+    statistics: Statistics | None,
+    *,
+    original: ir.Model | None = None,
+    preprocess: Preprocess | None = None,
+) -> Written:
+    """Write every form of a planned network, the plan, the statistics, the preprocessing; each is read back.
+
+    Args:
+        folder: where to.
+        forms: the quantized forms.
+        network: the float network that the plan describes.
+        plan: the plan.
+        statistics: what calibration saw.
+        original: the float network before recovery; written where it is another one, since only it tells what the
+            quantized network should answer.
+        preprocess: how images become inputs.
 
     Raises:
         OutputError: if something cannot be written or does not read back.
     """
     write_onnx(forms.simulated, folder / SIMULATED)
     write_onnx(network, folder / FLOAT)
+    if original is not None and network_digest(original) != network_digest(network):
+        write_onnx(original, folder / ORIGINAL)
+    if preprocess is not None:
+        write_preprocess(preprocess, folder / PREPROCESS)
     for form, name in ((forms.exported, MODEL), (forms.integer, INTEGER)):
         if form is not None:
             write_onnx(form, folder / name)
@@ -149,6 +198,20 @@ def write_forms(folder: Path, forms: Forms, network: ir.Model, plan: Plan, stati
     if statistics is not None:
         statistics.save(folder / STATISTICS)
     return Written(folder=folder, runnable=folder / (MODEL if forms.exported is not None else SIMULATED))
+
+
+def write_preprocess(preprocess: Preprocess, path: Path) -> None:
+    """Write a preprocessing and read it back.
+
+    Raises:
+        OutputError: if it cannot be written or reads back as another one.
+    """
+    try:
+        path.write_text(preprocess_toml(preprocess), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: could not write the preprocessing: {error.strerror}") from None
+    if load_preprocess(path) != preprocess:
+        raise OutputError(f"{path}: what was written reads back as another preprocessing")
 
 
 def write_plan(plan: Plan, path: Path) -> None:

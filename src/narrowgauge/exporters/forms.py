@@ -84,7 +84,7 @@ def forms_for(target: Target, model: ir.Model, plan: Plan, *, form: str = "") ->
     refused = unsupported(model, plan, target)
     exported = None
     if refused:
-        notes.append(f"{target.name} cannot run this plan, it is only simulated: {'; '.join(refused)}")
+        notes.append(f"WARNING: {target.name} cannot run this plan, it is only simulated: {'; '.join(refused)}")
     elif name in FORMATS:
         exported = FORMATS[name](model, plan, target)
     else:

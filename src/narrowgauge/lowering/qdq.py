@@ -5,7 +5,7 @@ The same form is what ONNX Runtime, OpenVINO and TensorRT load: their own fusion
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -184,6 +184,7 @@ class _Lowering:
             return
         name = str(value.name)
         source = self.clipped(value, encoding)
+        encoding = _in_container(encoding)
         q = self.parameters.linear("QuantizeLinear", source, encoding, name, f"{name}_quantize")
         q.outputs[0].name = self.parameters.name(f"{name}_quantized")
         q.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(array_type(encoding.type)))
@@ -269,7 +270,7 @@ class _Lowering:
 
     def clipped(self, value: ir.Value, encoding: Encoding) -> ir.Value:
         """Cut a value to the levels of a type that is narrower than its container."""
-        if fills_container(encoding.type):
+        if fills_container(_in_container(encoding).type) and _in_container(encoding) is encoding:
             return value
         name = str(value.name)
         if not isinstance(encoding.granularity, PerTensor):
@@ -285,6 +286,13 @@ class _Lowering:
         clip = new_node("Clip", [value, *bounds], name=self.parameters.name(f"{name}_saturate"), like=value)
         self.insert_behind(value, [clip])
         return clip.outputs[0]
+
+
+def _in_container(encoding: Encoding) -> Encoding:
+    """The same levels in 8 bits: ONNX Runtime cannot load a Clip before a QuantizeLinear of 4."""
+    if encoding.type.bits != 4 or not isinstance(encoding.granularity, PerTensor):
+        return encoding
+    return replace(encoding, type=IntegerType(bits=8, signed=encoding.type.signed))
 
 
 def dynamic_rounding(value: ir.Value, parameters: Parameters) -> ir.Node:

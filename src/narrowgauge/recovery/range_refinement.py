@@ -24,14 +24,14 @@ from narrowgauge.graph.engine import open_session
 from narrowgauge.graph.roles import activation_inputs, is_constant, weight_inputs
 
 # What competes with the plan's own range. A tensor without a histogram has only its extremes: parts of them compete.
-CANDIDATES = ("max", "mse", "percentile:99.999", "percentile:99.99", "percentile:99.9")
+CANDIDATES = ("max", "mse", "percentile:99.99", "percentile:99.9", "aciq", "entropy")
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 
 # Two ranges closer than this are the same one.
 _SAME = 0.02
 
 # A range is changed only where the error falls below this share: the measure is local, the plan's range is not blind.
-_WORTHWHILE = 0.7
+_WORTHWHILE = 0.8
 
 # Additions and the like that an error is followed through before it is measured.
 _DEPTH = 2
@@ -240,6 +240,11 @@ def _trial_network(
     return copy, outputs
 
 
+def _is_float(value: ir.Value) -> bool:
+    """Whether a value holds float numbers: a shape or an index does not round."""
+    return value.dtype in (None, ir.DataType.FLOAT)
+
+
 @dataclass(slots=True)
 class _Branches:
     graph: ir.Graph
@@ -269,7 +274,7 @@ class _Branches:
         for node, number in self.readers.get(value, []):
             if not whole and str(node.name) in self.float_nodes:
                 continue
-            if number not in {position for position, _ in activation_inputs(node)}:
+            if number not in {position for position, _ in activation_inputs(node)} or not _is_float(node.outputs[0]):
                 continue
             self.follow_into(node, number, rounded, depth, pairs)
 
