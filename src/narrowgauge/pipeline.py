@@ -257,7 +257,7 @@ class _Job:
         return open_samples(data, input_specs(imported.model), preprocess=preprocess, labels=labels)
 
     def split(self, samples: Samples | None, asked: int, most: int) -> tuple[Samples | None, Samples | None]:
-        """Part samples into those that calibrate and those that check; where none is to calibrate, all of them check."""
+        """Part samples into those that calibrate and those that check; where none calibrates, all of them check."""
         if samples is None:
             return None, None
         if not asked:

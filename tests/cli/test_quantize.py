@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
+from narrowgauge.data.preprocess import load_preprocess
+from narrowgauge.demo import network_path
 from tests.cli import networks
 from tests.cli.conftest import Digits
 from tests.cli.running import done, error_of, invoke, no_leftovers, process, record
@@ -24,7 +27,7 @@ def operators(path: Path) -> set[str]:
 def test_the_folder_holds_what_the_contract_says(written: Digits) -> None:
     no_leftovers(
         written.quantized, "model.onnx", "simulated.onnx", "integer.onnx", "float.onnx", "plan.json", "statistics.npz",
-        "summary.json",
+        "summary.json", "original.onnx",
     )  # fmt: skip
     summary = json.loads((written.quantized / "summary.json").read_text())
     assert set(summary) >= FIGURES
@@ -48,6 +51,70 @@ def test_a_person_reads_accuracy_size_and_where_the_files_are(written: Digits, t
     ):
         assert word in text
     assert f"Written to {out}" in text.replace("\n", "") or str(out) in text.replace("\n", "")
+
+
+def test_a_person_reads_it_on_one_screen(written: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for target in ("onnxruntime", "tflite"):
+        for recipe in ("default", "dynamic"):
+            text = done(
+                "quantize", network_path("digits_vit"), "--data", written.data, "--target", target, "--recipe", recipe,
+                "--out", f"{target}-{recipe}",
+            ).stdout  # fmt: skip
+            assert len(text.splitlines()) <= 25, text
+
+
+def test_the_preprocessing_is_beside_the_network(tmp_path: Path) -> None:
+    """So that a folder, moved away from the network it was made from, is compared and verified as it was made."""
+    network = networks.convolution(tmp_path / "n.onnx")
+    (tmp_path / "n.toml").write_text("scale = 0.01\noffset = -1\n")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)):
+        Image.fromarray(pixels).save(pictures / f"{number:02}.png")
+    out = tmp_path / "out"
+    made = record("quantize", network, "--data", pictures, "--samples", 16, "--out", out)
+    assert load_preprocess(out / "model.toml").offset == (-1.0,)
+    before = record("compare", network, out / "model.onnx", "--data", pictures)
+    moved = out.rename(tmp_path / "moved")
+    network.unlink()
+    (tmp_path / "n.toml").unlink()
+    assert record("verify", moved, "--data", pictures)["contradictions"] == []
+    for reference in ("original.onnx", "float.onnx"):
+        found = record("compare", moved / reference, moved / "model.onnx", "--data", pictures)
+        assert not [note for note in found["notes"] if "no preprocessing" in note]
+    assert before["sqnr_db"] == pytest.approx(made["sqnr_db"], abs=6)
+
+
+def test_where_nothing_calibrates_every_sample_checks(written: Digits, tmp_path: Path) -> None:
+    found = record("quantize", written.network, "--data", written.data, "--recipe", "dynamic", "--out", tmp_path / "o")
+    assert found["checked_samples"] == 120
+    assert not [note for note in found["notes"] if "calibrat" in note]
+
+
+def test_a_network_that_stays_float_altogether_is_said_loudly(tmp_path: Path) -> None:
+    network = networks.convolution(tmp_path / "n.onnx")
+    arguments = ("quantize", network, "--recipe", "dynamic", "--target", "tensorrt", "--out", tmp_path / "o")
+    assert "nothing was quantized" in " ".join(done(*arguments).stdout.split())
+
+
+def test_force_never_removes_what_the_run_reads(written: Digits, tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    network = networks.convolution(folder / "n.onnx")
+    np.save(folder / "x.npy", networks.random(20, 3, 8, 8))
+    elsewhere = networks.convolution(tmp_path / "m.onnx")
+    for model, data in ((network, written.data), (elsewhere, folder / "x.npy"), (elsewhere, folder)):
+        said = error_of("quantize", model, "--data", data, "--out", folder, "--force")
+        assert "--force would remove" in said
+    no_leftovers(folder, "n.onnx", "x.npy")
+
+
+def test_force_replaces_a_folder_whose_own_files_the_run_reads(written: Digits, tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    for more in ((), ("--plan", out / "plan.json", "--statistics", out / "statistics.npz", "--force")):
+        done("quantize", written.network, "--data", written.data, "--samples", 40, "--out", out, "--quiet", *more)
+    assert (out / "summary.json").exists()
 
 
 def test_json_is_the_summary_and_nothing_else(written: Digits, tmp_path: Path) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -31,6 +31,10 @@ class LabelledBatch(Protocol):
     @property
     def count(self) -> int:
         """How many of the rows are samples."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Who each sample is, for messages."""
 
     @property
     def labels(self) -> Sequence[int | None]:
@@ -117,12 +121,12 @@ def load_metric(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise RecipeError(f"expected a metric as module:callable, got {name!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise RecipeError(f"metric {name!r}: {error}") from None
+        raise RecipeError(f"metric {name!r}: {error} (looked in {Path.cwd()} and among what is installed)") from None
     if not callable(found):
         raise RecipeError(f"metric {name!r} is not callable")
     return found  # type: ignore[no-any-return]
@@ -157,7 +161,7 @@ class _Tally:
         self.rows += picks[0].size
         self.agreeing += int((picks[0] == picks[1]).sum())
         if ranks[0].shape[0] == batch.count and any(label is not None for label in batch.labels):
-            self.count_right(ranks, picks, batch.labels)
+            self.count_right(ranks, picks, batch)
 
     def add_energies(self, one: Array, other: Array) -> None:
         """Add up signal and noise; a NaN or infinity in both is no error, one in only one of them an infinite one."""
@@ -169,13 +173,15 @@ class _Tally:
         self.signal += float(np.square(one).sum())
         self.noise += float(np.square(one - other).sum())
 
-    def count_right(self, ranks: list[Array], picks: list[Array], labels: Sequence[int | None]) -> None:
-        known = np.array([number for number, label in enumerate(labels) if label is not None])
-        truth = np.array([label for label in labels if label is not None])
-        if truth.max() >= self.classes:
+    def count_right(self, ranks: list[Array], picks: list[Array], batch: LabelledBatch) -> None:
+        known = np.array([number for number, label in enumerate(batch.labels) if label is not None])
+        truth = np.array([label for label in batch.labels if label is not None])
+        if truth.min() < 0 or truth.max() >= self.classes:
+            wrong = int(np.argmax((truth < 0) | (truth >= self.classes)))
             raise DataError(
                 f"expected labels from 0 to {self.classes - 1}, as the network has {self.classes} scores, got "
-                f"{truth.max()}; if they count from 1, set label_offset = -1 in --preprocess"
+                f"{truth[wrong]} for {batch.names[known[wrong]]!r}; if they count from 1, set label_offset = -1 in "
+                "--preprocess"
             )
         self.labelled += known.size
         for model in range(2):
@@ -208,9 +214,9 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 def _scores(outputs: Outputs) -> Array | None:
-    """First output if it is rows of at least two scores."""
+    """First output if it is rows of at least two scores along its last axis; maps of rank 4 are not told apart."""
     first = next(iter(outputs.values()), None)
-    usable = first is not None and first.ndim >= 2 and first.shape[-1] >= 2 and first.dtype.kind == "f"
+    usable = first is not None and 2 <= first.ndim <= 3 and first.shape[-1] >= 2 and first.dtype.kind == "f"
     return first if usable else None
 
 

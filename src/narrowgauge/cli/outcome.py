@@ -30,8 +30,8 @@ _SHARES = ("top1", "top5")
 """Metrics that are percentages."""
 
 # What fits on a screen; `summary.json` has all.
-_SHOWN_REASONS = 4
-_SHOWN_OPERATORS = 4
+_SHOWN_REASONS = 3
+_SHOWN_OPERATORS = 3
 
 
 def plain_table(*header: str, right: Sequence[int] = ()) -> Table:
@@ -146,12 +146,12 @@ def float_nodes(nodes: Sequence[Mapping[str, str]]) -> RenderableType:
     if not nodes:
         return Text("No node stays float.")
     rows = grouped_reasons(nodes)
-    table = plain_table("", "", "", right=(0,))
+    table = plain_table("", "", right=(0,))
     for count, operators, reason in rows[:_SHOWN_REASONS]:
-        table.add_row(str(count), Text(operators), Text(reason))
+        table.add_row(str(count), Text(f"{reason} ({operators})"))
     rest = sum(count for count, _, _ in rows[_SHOWN_REASONS:])
     if rest:
-        table.add_row(str(rest), "others", Text("see float_nodes in summary.json"))
+        table.add_row(str(rest), Text("others: see float_nodes in summary.json"))
     return Group(Text("1 node stays float:" if len(nodes) == 1 else f"{len(nodes)} nodes stay float:"), table)
 
 

@@ -106,7 +106,9 @@ class ImageSource:
             with file.open() as image:
                 return apply(image, self.preprocess, self._spec.dtype)
         except Exception as error:  # decoders of damaged files raise whatever their parsers stumble over
-            raise DataError(f"{file.name}: expected an image, but it cannot be read: {error}; replace or remove it.") from error
+            raise DataError(
+                f"{file.name}: expected an image, but it cannot be read: {error}; replace or remove it."
+            ) from error
 
 
 def _ahead(function: Callable[[ImageFile], Any], files: Sequence[ImageFile]) -> Iterator[Any]:

@@ -144,7 +144,9 @@ def _open_folder(folder: Path, request: _Request) -> Source:
         return FeedSource(array_files(arrays), request.inputs, origin=str(folder), preprocess=request.preprocess)
     archives = [path for _, path in files if is_idx(path)] if not images else []
     if archives:
-        raise DataError(f"{folder}: expected images or arrays, got MNIST idx files; give the images' own: {archives[0]}.")
+        raise DataError(
+            f"{folder}: expected images or arrays, got MNIST idx files; give the images' own: {archives[0]}."
+        )
     if not images:
         suffixes = sorted({path.suffix or path.name for _, path in files})
         came = f"{len(files)} files of types {', '.join(suffixes)}" if files else "an empty folder"

@@ -160,7 +160,7 @@ def describe_files(folder: Path) -> dict[str, dict[str, int | str]]:
     return found
 
 
-def write_forms(  # noqa: PLR0913 - what is written, each by name
+def write_forms(
     folder: Path,
     forms: Forms,
     network: ir.Model,

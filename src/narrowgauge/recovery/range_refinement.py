@@ -33,6 +33,9 @@ _SAME = 0.02
 # A range is changed only where the error falls below this share: the measure is local, the plan's range is not blind.
 _WORTHWHILE = 0.8
 
+# Elements counted of a tensor below which its range is not narrowed.
+_FEWEST_ELEMENTS = 10_000
+
 # Additions and the like that an error is followed through before it is measured.
 _DEPTH = 2
 
@@ -172,6 +175,8 @@ def _ranges(tensors: Sequence[TensorStatistics], kind: IntegerType, symmetric: b
     """Ranges that compete for tensors of one encoding: of each estimator, the one that covers all of theirs."""
     if not tensors or any(tensor.is_empty for tensor in tensors):
         return []
+    if any(0 < tensor.histogram.total < _FEWEST_ELEMENTS for tensor in tensors):
+        return []  # the tails of so few elements say nothing about other samples
     if any(tensor.histogram.bins.size == 0 for tensor in tensors):
         whole = _covering([Range(minimum=tensor.minimum, maximum=tensor.maximum) for tensor in tensors])
         return [Range(minimum=share * whole.minimum, maximum=share * whole.maximum) for share in SHARES]
