@@ -16,7 +16,7 @@ import onnx_ir as ir
 from narrowgauge.analysis.check import Check, check
 from narrowgauge.analysis.coverage import constant_input_warnings, coverage_warnings
 from narrowgauge.calibration.batching import batch_size
-from narrowgauge.calibration.collect import SAMPLED, collect, sampled_for
+from narrowgauge.calibration.collect import SAMPLED, collect
 from narrowgauge.calibration.statistics import Statistics
 from narrowgauge.core.plan import Plan, load_plan
 from narrowgauge.data import Batch, Preprocess, Samples, batches, default_preprocess, input_specs, open_samples
@@ -293,8 +293,7 @@ class _Job:
         self.notes += notes
         statistics = None
         if recipe.mode == "static" and (given is None or calibrating is not None):
-            few = sampled_for(calibrating.count if calibrating is not None else None)
-            statistics = self.calibrate(network, calibrating, sampled=few)
+            statistics = self.calibrate(network, calibrating)
         if statistics is not None:
             self.notes += constant_input_warnings(network, statistics)
         gathered = statistics
@@ -339,7 +338,7 @@ class _Job:
             self.notes.append(f"the ranges of {len(done)} {values} chosen by their error behind the next layers")
         return with_room_for_biases(network, plan, bits=target.bias_bits, power_of_two=target.weights.power_of_two)
 
-    def calibrate(self, network: ir.Model, samples: Samples | None, *, sampled: int = SAMPLED) -> Statistics:
+    def calibrate(self, network: ir.Model, samples: Samples | None) -> Statistics:
         given = self.statistics_given
         file = None if given is None or isinstance(given, Statistics) else Path(given)
         start = given if isinstance(given, Statistics) else Statistics.load(file) if file and file.exists() else None
@@ -361,7 +360,7 @@ class _Job:
         rest = samples.skip(done)
         with self.stage("calibrate", rest.count):
             statistics = collect(
-                network, _batches(network, rest), sampled=start.sampled if start else sampled,
+                network, _batches(network, rest), sampled=start.sampled if start else SAMPLED,
                 threads=self.threads, start=start, save_to=file,
                 progress=self.progress.advance,
             )  # fmt: skip

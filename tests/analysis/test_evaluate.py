@@ -215,3 +215,10 @@ def test_progress_counts_samples() -> None:
     told: list[int] = []
     compare_runs(table(pair(7, 4)[0]), table(pair(7, 4)[1]), batches(7, 3), progress=told.append)
     assert told == [3, 3, 1]
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_a_label_of_no_score_is_named_with_its_sample(label: int) -> None:
+    one, other = pair(6, 4)
+    with pytest.raises(DataError, match=rf"from 0 to 3, .* got {label} for '5'"):
+        compare_runs(table(one), table(other), batches(6, 4, [0, 1, 2, None, 3, label]))

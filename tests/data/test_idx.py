@@ -32,3 +32,10 @@ def test_files_that_are_no_such_thing_are_named(tmp_path: Path, content: bytes) 
     path.write_bytes(content)
     with pytest.raises(DataError, match=path.name):
         open_samples(path, DIGITS)
+
+
+def test_of_a_folder_of_such_files_the_images_are_to_be_given(tmp_path: Path) -> None:
+    for name in ("t10k-labels-idx1-ubyte", "t10k-images-idx3-ubyte"):
+        (tmp_path / name).write_bytes(HEADER)
+    with pytest.raises(DataError, match=r"give the images' own: .*t10k-images-idx3-ubyte"):
+        open_samples(tmp_path, DIGITS)

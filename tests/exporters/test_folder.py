@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from narrowgauge.calibration.statistics import Statistics
 from narrowgauge.core.plan import load_plan
+from narrowgauge.data import Preprocess, default_preprocess, load_preprocess
 from narrowgauge.errors import DataError, OutputError
 from narrowgauge.exporters import folder as module
 from narrowgauge.exporters.folder import describe_files, new_folder, write_forms, write_plan, write_summary
@@ -73,6 +75,41 @@ def test_force_replaces_the_folder_whole(old: Path) -> None:
         assert content(old) == {"a": "old", "b": "old"}
     assert content(old) == {"c": "new"}
     assert alone(old)
+
+
+@pytest.mark.parametrize("reads", ["a", "deep/b", "."])
+def test_force_does_not_remove_what_the_run_reads(old: Path, reads: str) -> None:
+    (old / "deep").mkdir()
+    (old / "deep" / "b").write_text("precious")
+    for place in (old / reads, str(old / reads)):
+        with (
+            pytest.raises(OutputError, match=r"--force would remove .*, which this run reads"),
+            new_folder(old, force=True, reads=[None, object(), "onnxruntime", place]),
+        ):
+            pass
+    assert (old / "a").read_text() == "old"
+    assert alone(old)
+
+
+def test_force_replaces_what_an_earlier_run_wrote_though_this_one_reads_it(old: Path) -> None:
+    write_summary({"files": {"a": {}, "b": {}}}, old / "summary.json")
+    with new_folder(old, force=True, reads=[old / "a"]) as folder:
+        fill(folder, "new")
+    assert content(old) == {"a": "new", "b": "new"}
+
+
+@pytest.mark.parametrize("where", ["working folder", "home"])
+def test_force_does_not_remove_where_it_runs_or_lives(old: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    inner = old / "inner"
+    inner.mkdir()
+    if where == "home":
+        monkeypatch.setenv("HOME", str(inner))
+    else:
+        monkeypatch.chdir(inner)
+    for out in (old, inner / ".."):
+        with pytest.raises(OutputError, match="--force would remove"), new_folder(out, force=True):
+            pass
+    assert (old / "a").read_text() == "old"
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -168,6 +205,22 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 # --- what stands in it ----------------------------------------------------------------------------------------
+
+
+def test_the_network_before_recovery_and_the_preprocessing(tmp_path: Path) -> None:
+    model = network("float[n, 16] x", "float[n, 8] y", "y = Gemm(x, w, b)", w=normal(16, 8), b=normal(8))
+    other = network("float[n, 16] x", "float[n, 8] y", "y = Gemm(x, w, b)", w=normal(16, 8), b=normal(8, seed=9))
+    plan = planned(model, seen(model, normal(20, 16)))
+    forms, how = forms_for(load_target("onnxruntime"), model, plan), Preprocess(resize=9, mean=(0.5,), label_offset=1)
+    (tmp_path / "same").mkdir()
+    write_forms(tmp_path / "same", forms, model, plan, None, original=model)
+    assert not {"original.onnx", "model.toml"} & {path.name for path in (tmp_path / "same").iterdir()}
+    write_forms(tmp_path, forms, model, plan, None, original=other, preprocess=how)
+    assert load_preprocess(tmp_path / "model.toml") == how
+    assert default_preprocess(tmp_path / "model.onnx") == how
+    written = onnx.load(tmp_path / "original.onnx").graph.initializer
+    held = next(onnx.numpy_helper.to_array(tensor) for tensor in written if tensor.name == "b")
+    np.testing.assert_array_equal(held, normal(8, seed=9))
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "tflite"])

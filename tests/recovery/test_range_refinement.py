@@ -247,3 +247,13 @@ def test_without_samples_or_encodings_nothing_happens() -> None:
     assert same.same_as(weights)
     assert done == ()
     np.testing.assert_array_equal(weights_of(CUT, "w"), WEIGHTS)
+
+
+def test_the_shape_of_a_value_is_no_reader_that_its_error_reaches() -> None:
+    model = network(
+        "float[n, 32] x", "float[n, 8] y, int64[2] s",
+        "m = Gemm(x, w, b)  h = Relu(m)  s = Shape(h)  y = Gemm(h, w2)", w=WEIGHTS, b=normal(16), w2=normal(16, 8),
+    )  # fmt: skip
+    plan = planned(model, seen(model, SAMPLES))
+    after, _ = refined(model, plan, seen(model, SAMPLES), SAMPLES)
+    assert after.encodings.keys() == plan.encodings.keys()

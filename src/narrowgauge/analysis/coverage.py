@@ -53,7 +53,7 @@ def constant_input_warnings(model: ir.Model, statistics: Statistics) -> list[str
         seen = statistics.tensors.get(spec.name)
         if seen is not None and spec.shape and spec.dtype.kind == "f" and seen.minimum == seen.maximum:
             found.append(
-                f"WARNING: every number of input {spec.name!r} was {seen.minimum:g} in all {statistics.samples} samples: "
-                "ranges of such data fit no other; are these the data that were meant?"
+                f"WARNING: every number of input {spec.name!r} was {seen.minimum:g} in all {statistics.samples} "
+                "samples: ranges of such data fit no other; are these the data that were meant?"
             )
     return found

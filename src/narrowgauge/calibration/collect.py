@@ -30,10 +30,6 @@ Array = npt.NDArray[np.float32]
 # Elements of one sample's tensor up to which every one is counted in the histogram.
 SAMPLED = 2048
 
-# Where there are few samples, more of each is counted: about so many elements of a tensor in all.
-_COUNTED = 2**19
-_MOST_SAMPLED = 2**16
-
 # Counted-up values are kept as 16-bit bins and turned into counts when so many have come together.
 _PENDING_ELEMENTS = 16 * 2**20
 
@@ -124,11 +120,6 @@ def collect(
     if collector.statistics().samples == 0 and start is None:
         raise DataError("no sample to calibrate with: the data are empty")
     return so_far()
-
-
-def sampled_for(samples: int | None) -> int:
-    """How many elements of one sample's tensor to count where there are so many samples; None if that is unknown."""
-    return SAMPLED if not samples else max(SAMPLED, min(_MOST_SAMPLED, _COUNTED // samples))
 
 
 class Collector:

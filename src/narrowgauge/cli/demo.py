@@ -74,7 +74,6 @@ def _next_commands(out: Path) -> list[str]:
 
 def _command() -> str:
     """Return what starts narrowgauge in the user's shell: its name, or, where that is not on the path, its path."""
-    import os
     import shlex
     import shutil
     import sys
@@ -82,5 +81,5 @@ def _command() -> str:
     script = Path(sys.executable).with_name("narrowgauge")
     if shutil.which("narrowgauge") or not script.exists():
         return "narrowgauge"
-    near = os.path.relpath(script)
-    return shlex.quote(str(script) if near.startswith("..") else near)
+    here = Path.cwd()
+    return shlex.quote(str(script.relative_to(here) if script.is_relative_to(here) else script))

@@ -94,7 +94,7 @@ def decibels(value: float | None, *, infinite: bool = False) -> str:
 def size_text(size: int) -> str:
     """Write a size in the unit that leaves three figures."""
     for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= limit:
+        if size >= 0.9995 * limit:  # what three figures would round up to it
             return f"{size / limit:.3g} {unit}" if size / limit < 1000 else f"{size / limit:.0f} {unit}"
     return f"{size} B"
 

@@ -43,16 +43,22 @@ def batches(samples: Iterable[Sample], size: int, inputs: Sequence[InputSpec]) -
     fixed = rows_per_run(inputs)
     limit = max(1, size) if fixed is None else fixed
     group: list[Sample] = []
-    for sample in _pieces(samples, fixed, has_batch_axis(inputs)):
-        if group and not (_single(sample) and _alike(group[0], sample)):
-            yield _join(group, fixed)
-            group = []
-        group.append(sample)
-        if len(group) == limit or not _single(sample):
-            yield _join(group, fixed)
-            group = []
+    failure: Exception | None = None
+    try:
+        for sample in _pieces(samples, fixed, has_batch_axis(inputs)):
+            if group and not (_single(sample) and _alike(group[0], sample)):
+                yield _join(group, fixed)
+                group = []
+            group.append(sample)
+            if len(group) == limit or not _single(sample):
+                yield _join(group, fixed)
+                group = []
+    except Exception as error:  # what came before it is run first
+        failure = error
     if group:
         yield _join(group, fixed)
+    if failure is not None:
+        raise failure
 
 
 def single_row(feed: Mapping[str, Array], inputs: Sequence[InputSpec]) -> dict[str, Array]:

@@ -66,9 +66,9 @@ def open_samples(
         data: A path to a folder of images (flat, or a folder per class: the folders in sorted order give the labels,
             and the samples take turns by class), an image, an .npy or .npz file (array names = input names), a .zip of
             images, an MNIST idx file, a .txt list of paths (relative to it, a class index may follow each); the name
-            `module:callable` of a function that yields feeds; or the thing itself: an array, a dict of arrays, a function, an iterator or iterable of feeds
-            (a data loader), images or paths. See `narrowgauge.data.arrays` on shapes and `narrowgauge.data.feeds` on
-            feeds.
+            `module:callable` of a function that yields feeds; or the thing itself: an array, a dict of arrays, a
+            function, an iterator or iterable of feeds (a data loader), images or paths. See `narrowgauge.data.arrays`
+            on shapes and `narrowgauge.data.feeds` on feeds.
         inputs: The network's inputs, all of them to be fed.
         preprocess: What to do with images; None takes size and layout from the network's input, with a note. Arrays
             are taken as they are.

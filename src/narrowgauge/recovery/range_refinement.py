@@ -21,7 +21,7 @@ from narrowgauge.core.ranges import encoding_from_range
 from narrowgauge.errors import StatisticsError
 from narrowgauge.graph.edits import is_operator, new_node
 from narrowgauge.graph.engine import open_session
-from narrowgauge.graph.roles import activation_inputs, is_constant, weight_inputs
+from narrowgauge.graph.roles import activation_inputs, is_constant, is_float, weight_inputs
 
 # What competes with the plan's own range. A tensor without a histogram has only its extremes: parts of them compete.
 CANDIDATES = ("max", "mse", "percentile:99.99", "percentile:99.9", "aciq", "entropy")
@@ -34,7 +34,7 @@ _SAME = 0.02
 _WORTHWHILE = 0.8
 
 # Elements counted of a tensor below which its range is not narrowed.
-_FEWEST_ELEMENTS = 10_000
+_FEWEST_ELEMENTS = 1_000
 
 # Additions and the like that an error is followed through before it is measured.
 _DEPTH = 2
@@ -245,11 +245,6 @@ def _trial_network(
     return copy, outputs
 
 
-def _is_float(value: ir.Value) -> bool:
-    """Whether a value holds float numbers: a shape or an index does not round."""
-    return value.dtype in (None, ir.DataType.FLOAT)
-
-
 @dataclass(slots=True)
 class _Branches:
     graph: ir.Graph
@@ -279,8 +274,8 @@ class _Branches:
         for node, number in self.readers.get(value, []):
             if not whole and str(node.name) in self.float_nodes:
                 continue
-            if number not in {position for position, _ in activation_inputs(node)} or not _is_float(node.outputs[0]):
-                continue
+            if number not in {position for position, _ in activation_inputs(node)} or not is_float(node.outputs[0]):
+                continue  # a shape or an index does not round
             self.follow_into(node, number, rounded, depth, pairs)
 
     def follow_into(
