@@ -39,5 +39,6 @@ def test_one_is_no_plural(number: int, text: str) -> None:
 def test_sizes_ratios_and_labels() -> None:
     assert [size_text(size) for size in (12, 999_600, 3_260_000)] == ["12 B", "1 MB", "3.26 MB"]
     assert times(4, 2, "faster", "slower") == "2.00x faster"
+    assert times(1000, 1001, "faster", "slower") == "about the same"
     assert times(2, 3, "faster", "slower") == "1.50x slower"
     assert (labels_text(3, 3), labels_text(3, 0), labels_text(3, 1)) == ("", ", none labelled", ", 1 of them labelled")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +33,9 @@ _SHARES = ("top1", "top5")
 # What fits on a screen; `summary.json` has all.
 _SHOWN_REASONS = 3
 _SHOWN_OPERATORS = 3
+
+# Relative difference that two figures would not show.
+_SAME = 0.005
 
 
 def plain_table(*header: str, right: Sequence[int] = ()) -> Table:
@@ -104,6 +108,8 @@ def times(before: float, after: float, better: str, worse: str) -> str:
     if min(before, after) <= 0:
         return ""
     ratio = before / after
+    if abs(math.log(ratio)) < _SAME:
+        return "about the same"
     return f"{ratio:.2f}x {better}" if ratio >= 1 else f"{1 / ratio:.2f}x {worse}"
 
 
