@@ -24,7 +24,7 @@ class Latency:
 
 
 def measure_latency(
-    runs: Mapping[str, Callable[[], object]], *, seconds: float = 0.5, most: int = 200
+    runs: Mapping[str, Callable[[], object]], *, seconds: float = 0.25, most: int = 200
 ) -> dict[str, Latency]:
     """Time networks in turn, A B C A B C ..., so that a machine that changes speed changes all of them.
 
