@@ -61,8 +61,9 @@ def test_a_person_reads_it_on_one_screen(written: Digits, tmp_path: Path, monkey
                 "quantize", network_path("digits_vit"), "--data", written.data, "--target", target, "--recipe", recipe,
                 "--out", f"{target}-{recipe}",
             ).stdout  # fmt: skip
-            # Two lines of these are a note that comes only where the machine runs the small network slower.
-            assert len(text.splitlines()) <= 30, text
+            # Whether there is this note of two lines, the machine decides.
+            slower = "times slower than the float one" in " ".join(text.split())
+            assert len(text.splitlines()) <= 28 + 2 * slower, text
 
 
 def test_the_preprocessing_is_beside_the_network(tmp_path: Path) -> None:
