@@ -1,0 +1,259 @@
+"""What an analysis found, as plain records: the loss of each tensor, what it costs at the output, what would help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal["activation", "weights"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorLoss:
+    """What rounding a tensor loses, apart from what that does to the network.
+
+    The error of an element x is DX = DX_r + DX_c: the rounding error of an element within the range, the clipping error
+    of one beyond it (one of the two is 0 for each element, so mean squares add up).
+
+    Attributes:
+        name: the value's name (activation) or the initializer's (weights).
+        kind: which of the two.
+        node: name of the node that writes the activation ("" for an input of the network) or reads the weights.
+        operator: that node's operator.
+        depth: place of that node in the network's order, from 0.
+        type: name of the number type.
+        granularity: what one scale covers, for a person: "tensor", "axis 0", ...
+        shape: of the tensor as far as it is known, e.g. "1x24x56x56".
+        range: smallest and largest representable number, real units (of all channels).
+        seen: smallest and largest number of the tensor, real units.
+        scales: smallest and largest scale factor (one step in real units).
+        signal: mean of x^2.
+        rounding: mean of DX_r^2.
+        clipping: mean of DX_c^2.
+        clipped_share: share of the elements beyond the range, 0 to 1.
+        levels: how many levels the type has.
+        levels_used: how many of them occur.
+        entropy_bits: entropy of the levels, bits; of the levels of all channels counted together.
+        wasted_bits: bits of the type minus `entropy_bits`.
+        measured: False where it was computed from histograms (what calibration saw), True where on the elements.
+    """
+
+    name: str
+    kind: Kind
+    node: str
+    operator: str
+    depth: int
+    type: str
+    granularity: str
+    shape: str
+    range: tuple[float, float]
+    seen: tuple[float, float]
+    scales: tuple[float, float]
+    signal: float
+    rounding: float
+    clipping: float
+    clipped_share: float
+    levels: int
+    levels_used: int
+    entropy_bits: float
+    wasted_bits: float
+    measured: bool
+
+    @property
+    def error(self) -> float:
+        """Mean of DX^2."""
+        return self.rounding + self.clipping
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distribution:
+    """What a picture of a tensor is drawn from.
+
+    Attributes:
+        name: the tensor's.
+        edges: bin edges, real units, ascending, at most some 200.
+        density: share of the elements per bin, one fewer than edges.
+        channel_axis: axis of the channels, None where there are none.
+        channel_low: smallest number per channel, real units; empty without channels; long lists are thinned to those
+            that matter (the widest and the narrowest), see `channel_index`.
+        channel_high: largest number per channel.
+        channel_index: which channels those are.
+        channel_range_low: representable range per listed channel (equal for all where one scale covers the tensor).
+        channel_range_high: likewise.
+    """
+
+    name: str
+    edges: tuple[float, ...]
+    density: tuple[float, ...]
+    channel_axis: int | None = None
+    channel_low: tuple[float, ...] = ()
+    channel_high: tuple[float, ...] = ()
+    channel_index: tuple[int, ...] = ()
+    channel_range_low: tuple[float, ...] = ()
+    channel_range_high: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sensitivity:
+    """What one tensor's (or layer's) rounding costs at the network's output.
+
+    Noise is the energy of the error of all float outputs relative to their energy in the float network, 0 where they
+    are equal (its decibels are -10 log10).
+
+    Attributes:
+        name: the tensor's name, or the layer's (node's) name.
+        kind: activation, weights, or layer (its weights and what it writes together).
+        node: the node that writes or reads it.
+        depth: place of the node in the network's order.
+        alone: output noise when it alone is quantized.
+        without: output noise of the quantized network when it alone is left float.
+        gain: output noise of the whole quantized network minus `without`; negative where leaving it float hurts.
+    """
+
+    name: str
+    kind: Literal["activation", "weights", "layer"]
+    node: str
+    depth: int
+    alone: float
+    without: float
+    gain: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValueNoise:
+    """How far a value of the quantized network has come away from the float one: all errors before it together.
+
+    Attributes:
+        name: the value.
+        node: who writes it, "" for an input.
+        operator: its operator.
+        depth: its place in the network's order.
+        sqnr_db: signal-to-quantization-noise ratio, decibels; infinity where nothing differs.
+    """
+
+    name: str
+    node: str
+    operator: str
+    depth: int
+    sqnr_db: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Remedy:
+    """What a change to one tensor does to the quantized network's output, measured.
+
+    Attributes:
+        tensor: the tensor's name.
+        method: what was tried: "float", "16 bits", "per channel", "range: percentile:99.99", "equalization",
+            "bias correction", "rounding", ...
+        noise: output noise with it (see `Sensitivity`).
+        gain: output noise before minus `noise`.
+        detail: what it would mean, for a person; "" if there is nothing to add.
+    """
+
+    tensor: str
+    method: str
+    noise: float
+    gain: float
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outlier:
+    """A few elements that stretch a range.
+
+    Attributes:
+        value: where they are.
+        channel: their channel.
+        positions: on which tokens or positions, those that they fall on most, most frequent first; empty if anywhere.
+        reach: largest magnitude there, real units.
+        others: largest magnitude of the other channels.
+        source: node that writes them.
+        unit: channel of the source's own input (a hidden unit) that they come from, None if not one alone.
+        source_value: the value of that unit, "" if unknown.
+    """
+
+    value: str
+    channel: int
+    positions: tuple[int, ...]
+    reach: float
+    others: float
+    source: str
+    unit: int | None
+    source_value: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One step of recovery: a method was tried, measured, and kept or not.
+
+    Attributes:
+        name: the method's, as recipes write it: "equalize", "refine ranges", ...
+        detail: what it did, for a person.
+        noise_before: output noise without it (see `Sensitivity`); NaN where nothing was measured.
+        noise_after: output noise with it; NaN where nothing was measured.
+        seconds: what it took, measuring included.
+        kept: whether it stayed.
+        drop: accuracy lost against the float network with it, percentage points; None where it was not measured.
+    """
+
+    name: str
+    detail: str
+    noise_before: float
+    noise_after: float
+    seconds: float
+    kept: bool
+    drop: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """One point of the Pareto front of mixed precision: no other assignment is smaller and better.
+
+    Attributes:
+        cost: bytes of the weights, or bit operations, of one sample.
+        unit: "bytes" or "bit operations".
+        noise: predicted output noise.
+        bits: layer -> bits of its weights (32: float).
+        chosen: whether it is the one that was taken.
+    """
+
+    cost: float
+    unit: Literal["bytes", "bit operations"]
+    noise: float
+    bits: dict[str, int]
+    chosen: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Analysis:
+    """Where a quantized network loses its accuracy.
+
+    Attributes:
+        losses: of every quantized tensor, in the network's order.
+        distributions: by tensor name, for pictures.
+        sensitivities: of every quantized tensor and layer; the ranking is by `gain`.
+        depth: cumulative error along the network.
+        remedies: tried for the worst tensors.
+        outliers: found.
+        noise: output noise of the whole quantized network (see `Sensitivity`).
+        samples: how many samples were measured on.
+        seconds: per part of the analysis.
+        notes: what a person should know.
+    """
+
+    losses: tuple[TensorLoss, ...] = ()
+    distributions: dict[str, Distribution] = field(default_factory=dict)
+    sensitivities: tuple[Sensitivity, ...] = ()
+    depth: tuple[ValueNoise, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
+    outliers: tuple[Outlier, ...] = ()
+    noise: float = 0.0
+    samples: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def ranking(self) -> tuple[Sensitivity, ...]:
+        """Tensors (not layers) by what leaving each of them float would win, best first."""
+        tensors = [one for one in self.sensitivities if one.kind != "layer"]
+        return tuple(sorted(tensors, key=lambda one: one.gain, reverse=True))
