@@ -1,10 +1,10 @@
-"""Any two networks beside each other on the same samples: accuracy, agreement, size, speed."""
+"""Any two networks beside each other on the same samples: accuracy, agreement, size, speed, and tensor by tensor."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ import onnx_ir as ir
 
 from narrowgauge.analysis.evaluate import Comparison, Outputs, Run, compare_runs
 from narrowgauge.analysis.latency import Latency, measure_latency
+from narrowgauge.analysis.pairing import Pairing, pair_values
+from narrowgauge.analysis.tensors import TensorRow, compare_values, exposed, first_difference, worst
+from narrowgauge.analysis.tensors import to_json as row_to_json
 from narrowgauge.calibration.batching import batch_size
 from narrowgauge.data import (
     Batch,
@@ -29,14 +32,17 @@ from narrowgauge.data.inputs import shape_text
 from narrowgauge.data.preprocess import load_preprocess
 from narrowgauge.errors import DataError
 from narrowgauge.graph.engine import weight_bytes
+from narrowgauge.graph.quantized import is_quantized
 from narrowgauge.importers.onnx import read
-from narrowgauge.pipeline import Progress
 from narrowgauge.runtimes.onnxruntime import open_run
+from narrowgauge.stages import Progress
 
 Model = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 
 SAMPLES = 1000
 """How many are compared where nothing else is said."""
+
+_SHOWN_NAMES = 5  # of tensors in a note
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,12 +55,14 @@ class SideBySide:
             thread.
         size_bytes: "a" and "b" -> bytes of the file, or of the weights of a network in memory.
         notes: what a person should know.
+        tensors: the values that both networks have, in the first one's order; empty where they were not asked for.
     """
 
     comparison: Comparison
     latency: Mapping[str, Latency]
     size_bytes: Mapping[str, int]
     notes: tuple[str, ...]
+    tensors: tuple[TensorRow, ...] = ()
 
 
 def compare(  # noqa: PLR0913 - the command line's options, by the same names
@@ -65,6 +73,7 @@ def compare(  # noqa: PLR0913 - the command line's options, by the same names
     labels: Any = None,
     preprocess: str | Path | Preprocess | None = None,
     samples: int = SAMPLES,
+    tensors: int = 0,
     metric: Callable[..., Any] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -78,6 +87,8 @@ def compare(  # noqa: PLR0913 - the command line's options, by the same names
         labels: labels of the samples: a file, an array or a list.
         preprocess: how images become inputs; None takes `<a>.toml` beside the first network, or `<b>.toml`.
         samples: how many, the first ones.
+        tensors: on how many of them, the first ones, all values that both networks have are compared, too; 0 for the
+            outputs alone.
         metric: the user's own metric, see `analysis.evaluate.compare_runs`.
         threads: of the accuracy runs; None for the cores that this process may use. Latency is that of one.
         progress: whom to tell.
@@ -86,6 +97,8 @@ def compare(  # noqa: PLR0913 - the command line's options, by the same names
         NarrowgaugeError: a network, the data or the labels cannot be read, or the two networks' inputs or outputs
             differ.
     """
+    if tensors < 0:
+        raise DataError(f"expected tensors, the number of samples to compare them on, to be at least 0, got {tensors}")
     progress = progress or Progress()
     progress.begin("open", None)
     first, second = read(a), read(b)
@@ -95,18 +108,25 @@ def compare(  # noqa: PLR0913 - the command line's options, by the same names
         model if isinstance(model, str | os.PathLike) else network for model, network in ((a, first), (b, second))
     ]
     runs = [open_run(source, threads=threads) for source in sources]
-    fed = _Fed(batches=batches(opened, min(batch_size(first), batch_size(second)), inputs))
+    size = min(batch_size(first), batch_size(second))
+    fed = _Fed(batches=batches(opened, size, inputs))
     progress.begin("compare", opened.count)
     comparison = compare_runs(
         runs[0], _like(first, second, runs[1], names), fed, metric=metric, progress=progress.advance
     )
     progress.begin("measure latency", None)
     latency = _latency(sources, fed, inputs, names)
+    rows: tuple[TensorRow, ...] = ()
+    said: list[str] = []
+    if tensors:
+        few = list(batches(opened.take(tensors), size, inputs))
+        rows, said = _tensors(first, second, names, few, threads, progress)
     return SideBySide(
         comparison=comparison,
         latency=latency,
         size_bytes={key: _bytes(model, network) for key, model, network in (("a", a, first), ("b", b, second))},
-        notes=(*_notes(first, second, names), *opened.notes),
+        notes=(*_notes(first, second, names), *said, *opened.notes),
+        tensors=rows,
     )
 
 
@@ -124,7 +144,14 @@ def to_json(result: SideBySide) -> dict[str, Any]:
         "size_bytes": dict(result.size_bytes),
         "latency_ms": {name: times.median_ms for name, times in result.latency.items()},
         "notes": list(result.notes),
+        "tensors": [row_to_json(row) for row in result.tensors],
+        "first_different_tensor": _name(first_difference(result.tensors)),
+        "worst_tensor": _name(worst(result.tensors)),
     }
+
+
+def _name(row: TensorRow | None) -> str | None:
+    return None if row is None else row.name
 
 
 def _common_inputs(
@@ -210,6 +237,48 @@ def _bytes(model: Model, network: ir.Model) -> int:
         if isinstance(value.const_value, ir.ExternalTensor)
     }
     return sum(path.stat().st_size for path in {Path(model), *external})
+
+
+def _tensors(
+    first: ir.Model,
+    second: ir.Model,
+    names: Mapping[str, str],
+    few: list[Batch],
+    threads: int | None,
+    progress: Progress,
+) -> tuple[tuple[TensorRow, ...], list[str]]:
+    """Compare the values that both networks have; return them and what a person should know of that."""
+    progress.begin("compare tensors", None)
+    found = pair_values(first, second, names)
+    rows = compare_values(
+        exposed(first, threads=threads), exposed(second, names=names, threads=threads), few, found.pairs,
+        progress=progress.advance,
+    )  # fmt: skip
+    return rows, _tensor_notes(found, is_quantized(first) or is_quantized(second))
+
+
+def _tensor_notes(found: Pairing, quantized: bool) -> list[str]:
+    said = []
+    guessed = [pair.first.name for pair in found.pairs if pair.matched != "name"]
+    if guessed:
+        said.append(f"{_counted(guessed)} matched by structure or position, as the names differ: {_some(guessed)}")
+    for which, names in (("first", found.only_first), ("second", found.only_second)):
+        if names:
+            said.append(f"{_counted(names)} found in the {which} network only: {_some(names)}")
+    if quantized:
+        said.append(
+            "tensors are computed as the files are written, Q/DQ in float: ONNX Runtime's fused integer kernels may "
+            "round a few numbers to the next level"
+        )
+    return said
+
+
+def _counted(names: Sequence[str]) -> str:
+    return "1 tensor was" if len(names) == 1 else f"{len(names)} tensors were"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*names[:_SHOWN_NAMES], *(["..."] if len(names) > _SHOWN_NAMES else [])])
 
 
 def _notes(first: ir.Model, second: ir.Model, names: Mapping[str, str]) -> list[str]:

@@ -97,8 +97,8 @@ class Distribution:
 class Sensitivity:
     """What one tensor's (or layer's) rounding costs at the network's output.
 
-    Noise is the energy of the error of all float outputs relative to their energy in the float network, 0 where they
-    are equal (its decibels are -10 log10).
+    Noise is the energy of the error of a float output relative to its energy in the float network, the mean over the
+    float outputs; 0 where they are equal (its decibels are -10 log10).
 
     Attributes:
         name: the tensor's name, or the layer's (node's) name.
@@ -108,6 +108,7 @@ class Sensitivity:
         alone: output noise when it alone is quantized.
         without: output noise of the quantized network when it alone is left float.
         gain: output noise of the whole quantized network minus `without`; negative where leaving it float hurts.
+        samples: how many samples it was measured on; the costly ones are measured on more.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Sensitivity:
     alone: float
     without: float
     gain: float
+    samples: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,10 +234,12 @@ class Analysis:
     Attributes:
         losses: of every quantized tensor, in the network's order.
         distributions: by tensor name, for pictures.
-        sensitivities: of every quantized tensor and layer; the ranking is by `gain`.
+        sensitivities: of every quantized tensor and layer; see `ranking`.
         depth: cumulative error along the network.
         remedies: tried for the worst tensors.
         outliers: found.
+        steps: what recovery tried before, in its order.
+        front: what mixed precision could choose from, the cheapest first.
         noise: output noise of the whole quantized network (see `Sensitivity`).
         samples: how many samples were measured on.
         seconds: per part of the analysis.
@@ -248,12 +252,20 @@ class Analysis:
     depth: tuple[ValueNoise, ...] = ()
     remedies: tuple[Remedy, ...] = ()
     outliers: tuple[Outlier, ...] = ()
+    steps: tuple[Step, ...] = ()
+    front: tuple[Choice, ...] = ()
     noise: float = 0.0
     samples: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def ranking(self) -> tuple[Sensitivity, ...]:
-        """Tensors (not layers) by what leaving each of them float would win, best first."""
+        """Tensors (not layers) in the order in which to leave them float, best first: by `alone`, then by `gain`.
+
+        Errors of different tensors hardly correlate, so that what several of them add by themselves adds up to what
+        leaving them all float wins. The gain of a single one also holds its chance correlation with all others, and the
+        change of every rounding behind it: of ten small networks, each with four plans, the five largest gains
+        recovered 50 to 100 % of what the best five could, by brute force, the five that add most 81 to 100 %.
+        """
         tensors = [one for one in self.sensitivities if one.kind != "layer"]
-        return tuple(sorted(tensors, key=lambda one: one.gain, reverse=True))
+        return tuple(sorted(tensors, key=lambda one: (one.alone, one.gain), reverse=True))

@@ -9,6 +9,8 @@ import typer
 
 from narrowgauge.cli import options
 
+_HINT = "where the two part: add --tensors 8"
+
 
 def compare(  # noqa: PLR0913 - the options of the command
     a: Annotated[Path, typer.Argument(metavar="A", help="The reference: an .onnx file.", show_default=False)],
@@ -17,6 +19,13 @@ def compare(  # noqa: PLR0913 - the options of the command
     data: options.Data,
     labels: options.Labels = None,
     samples: Annotated[int, typer.Option(min=1, metavar="N", help="How many samples, the first ones.")] = 1000,
+    tensors: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Compare every tensor that both have, too, on the first N samples."),
+    ] = 0,
+    worst_first: Annotated[
+        bool, typer.Option("--worst-first", help="List tensors by SQNR instead of in the network's order.")
+    ] = False,
     preprocess: options.Preprocessing = None,
     metric: options.Metric = None,
     max_drop: options.MaxDrop = None,
@@ -27,7 +36,7 @@ def compare(  # noqa: PLR0913 - the options of the command
 ) -> None:
     """Set two networks beside each other.
 
-    Both run on the same samples: accuracy, agreement, size, speed.
+    Both run on the same samples: accuracy, agreement, size, speed; with --tensors where they part.
 
     Example: narrowgauge compare model.onnx build/model.onnx --data images/
     """
@@ -40,7 +49,7 @@ def compare(  # noqa: PLR0913 - the options of the command
 
     with terminal.stdout_kept_clean(), terminal.progress_bars(quiet=quiet) as progress:
         result = comparison.compare(
-            a, b, data, labels=labels, preprocess=preprocess, samples=samples,
+            a, b, data, labels=labels, preprocess=preprocess, samples=samples, tensors=tensors,
             metric=load_metric(metric) if metric else None, threads=threads, progress=progress,
         )  # fmt: skip
     record = {"a": str(a), "b": str(b), **comparison.to_json(result)}
@@ -55,6 +64,7 @@ def compare(  # noqa: PLR0913 - the options of the command
                 f"{outcome.labels_text(record['samples'], record['labelled_samples'])}",
                 style="dim",
             ),
+            *(outcome.tensors(record, worst_first=worst_first) if tensors else [Text(_HINT, style="dim")]),
             *outcome.notes(record["notes"]),
         )
     found = result.comparison

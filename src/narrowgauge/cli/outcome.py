@@ -33,6 +33,7 @@ _SHARES = ("top1", "top5")
 # What fits on a screen; `summary.json` has all.
 _SHOWN_REASONS = 3
 _SHOWN_OPERATORS = 3
+_SHOWN_NAMES = 5
 
 # Relative difference that two figures would not show.
 _SAME = 0.005
@@ -145,6 +146,89 @@ def _without_operator(reason: str, operator: str) -> str:
     """Take the operator out of a reason that holds for others as well."""
     reason = re.sub(rf" has no integer {re.escape(operator)}$", " has no integer form of them", reason)
     return re.sub(rf" leaves {re.escape(operator)} float$", " leaves them float", reason)
+
+
+def tensors(record: Mapping[str, Any], *, worst_first: bool = False) -> list[RenderableType]:
+    """Say where two networks part, tensor by tensor.
+
+    Args:
+        record: what `comparison.to_json` returns.
+        worst_first: sorted by SQNR instead of in the first network's order.
+    """
+    rows: list[Mapping[str, Any]] = record["tensors"]
+    if not rows:
+        return [Text("The two networks have no tensor in common.")]
+    shown = sorted(rows, key=_decibels_of) if worst_first else rows
+    integers = any(row["integers"] for row in rows)
+    table = plain_table(
+        "tensor of A",
+        "operator",
+        "SQNR",
+        "max diff",
+        *(["off by one", "by more"] if integers else []),
+        right=(2, 3, 4, 5),
+    )
+    for row in shown:
+        cells = _integer_cells(row["integers"]) if integers else []
+        difference = "-" if row["max_difference"] is None else f"{row['max_difference']:.3g}"
+        table.add_row(
+            Text(row["name"]), Text(row["operator"] or "input"),
+            decibels(row["sqnr_db"], infinite=row["sqnr_infinite"]), difference, *cells,
+        )  # fmt: skip
+    return [Text(""), table, Text(""), *_parting(record, rows), *_remarks(rows)]
+
+
+def _decibels_of(row: Mapping[str, Any]) -> float:
+    if row["sqnr_infinite"] or not row["elements"]:
+        return math.inf
+    return -math.inf if row["sqnr_db"] is None else float(row["sqnr_db"])
+
+
+def _integer_cells(found: Mapping[str, int] | None) -> list[str]:
+    if found is None:
+        return ["", ""]
+    return [f"{found['by_1']}" if found["by_1"] else "-", _by_more(found)]
+
+
+def _by_more(found: Mapping[str, int]) -> str:
+    more = found["different"] - found["by_1"]
+    return f"{more}, up to {found['largest']}" if more else "-"
+
+
+def _parting(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+    """Name the first tensor that differs and the worst, and sum up the integers."""
+    named = {row["name"]: row for row in rows}
+    first, worst = record["first_different_tensor"], record["worst_tensor"]
+    if first is None:
+        lines = [f"All {counted(len(rows), 'tensor')} are equal, but for float32's own rounding."]
+    else:
+        lines = [f"first that differs: {_parted(named[first])}", f"lowest SQNR: {_parted(named[worst])}"]
+    found = [row for row in rows if row["integers"]]
+    if found:
+        total = sum(row["elements"] for row in found)
+        parts = {
+            f"{text}": sum(row["integers"][key] for row in found)
+            for key, text in (("by_1", "by 1"), ("by_2", "by 2"), ("by_3_to_10", "by 3 to 10"), ("by_more", "by more"))
+        }
+        said = ", ".join(f"{count:,} {text}" for text, count in parts.items() if count) or "none"
+        lines.append(f"integers that differ, of {total:,} in {counted(len(found), 'tensor')}: {said}")
+    return [Text(line) for line in lines]
+
+
+def _parted(row: Mapping[str, Any]) -> str:
+    return f"{row['name']} ({row['operator'] or 'input'}, {decibels(row['sqnr_db'], infinite=row['sqnr_infinite'])})"
+
+
+def _remarks(rows: Iterable[Mapping[str, Any]]) -> list[RenderableType]:
+    """Say what is special of which tensors, each kind once."""
+    kinds: dict[str, list[str]] = {}
+    for row in rows:
+        if row["remark"]:
+            kinds.setdefault(row["remark"], []).append(row["name"])
+    return [
+        Text(f"{', '.join(names[:_SHOWN_NAMES])}{', ...' if len(names) > _SHOWN_NAMES else ''}: {remark}")
+        for remark, names in kinds.items()
+    ]
 
 
 def float_nodes(nodes: Sequence[Mapping[str, str]]) -> RenderableType:

@@ -31,7 +31,7 @@ _LEVELS = {
 
 
 def session_options(
-    *, threads: int | None = None, optimization: Optimization = "all", simulate: bool = False
+    *, threads: int | None = None, optimization: Optimization = "all", simulate: bool = False, arena: bool = True
 ) -> onnxruntime.SessionOptions:
     """Options of a session; see `open_session`. Only errors are logged."""
     options = onnxruntime.SessionOptions()
@@ -39,6 +39,7 @@ def session_options(
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.graph_optimization_level = _LEVELS[optimization]
+    options.enable_cpu_mem_arena = arena
     if simulate:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options
@@ -55,6 +56,7 @@ def open_session(
     threads: int | None = None,
     optimization: Optimization = "all",
     simulate: bool = False,
+    arena: bool = True,
 ) -> onnxruntime.InferenceSession:
     """Open a network, or a file, in ONNX Runtime on the CPU.
 
@@ -63,11 +65,13 @@ def open_session(
         threads: of one operator; None for the cores that this process may use.
         optimization: how far ONNX Runtime rewrites the graph.
         simulate: leave Q/DQ pairs as they are written, in float, instead of fusing them into integer kernels.
+        arena: let the session keep the memory of its largest run; without, it gives back what a run took, for many
+            sessions that are open together.
 
     Raises:
         RuntimeFailure: if ONNX Runtime refuses the network; the message is its own, on one line.
     """
-    options = session_options(threads=threads, optimization=optimization, simulate=simulate)
+    options = session_options(threads=threads, optimization=optimization, simulate=simulate, arena=arena)
     try:
         if not isinstance(model, ir.Model):
             return _session(os.fspath(model), options)

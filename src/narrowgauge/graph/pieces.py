@@ -118,7 +118,7 @@ class Stream:
         values = {**self.values, **(given or {})}
         inputs = [str(value.name) for value in part.graph.inputs]
         outputs = [str(value.name) for value in part.graph.outputs]
-        session = open_session(part, threads=self.threads, simulate=True)
+        session = open_session(part, threads=self.threads, simulate=True, arena=False)
         count = len(next(iter(values.values()), ()))
         results: dict[str, list[Array]] = {name: [] for name in outputs}
         for batch in range(count):

@@ -123,6 +123,14 @@ def clips_only(value: ir.Value) -> ir.Node | None:
     return consumer if all(is_constant(bound) for bound in consumer.inputs[1:] if bound is not None) else None
 
 
+def bounded_by_constant(node: ir.Node) -> ir.Value | None:
+    """Return the value that a Min or Max with one constant bounds, None for any other node."""
+    if not is_operator(node, "Min", "Max") or len(node.inputs) != 2:
+        return None
+    moving = [value for value in node.inputs if value is not None and not is_constant(value)]
+    return moving[0] if len(moving) == 1 else None
+
+
 def clip_bounds(node: ir.Node) -> tuple[float, float]:
     """Bounds that a Relu or Clip keeps its output in, real units; infinite where there is none."""
     if node.op_type == "Relu":
