@@ -346,3 +346,16 @@ def test_network_of_the_zoo_has_the_extremes_of_its_exposed_values(zoo: Path) ->
         slack = 1e-4 * np.abs(whole).max()  # another order of summation
         assert abs(tensor.minimum - whole.min()) <= slack, name
         assert abs(tensor.maximum - whole.max()) <= slack, name
+
+
+def test_an_outlier_at_the_same_place_of_every_sample_is_counted_as_often_as_it_is_there() -> None:
+    text = (
+        '<ir_version: 10, opset_import: ["": 21]> test (float[n, 50, 192] x) => (float[n, 50, 192] y) { y = Tanh(x) }'
+    )
+    model = network(text, {})
+    values = np.random.default_rng(0).uniform(-1, 1, size=(400, 50, 192)).astype(np.float32)
+    values[:, :4, 41] = 100.0
+    histogram = collect(model, batches_of(model, {"x": values}), sampled=512).of("x").histogram
+    outlier = histogram_of(np.array([100.0], np.float32)).bins
+    share = histogram.counts[np.isin(histogram.bins, outlier)].sum() / histogram.total
+    assert 0.5 < share / (4 / (50 * 192)) < 2

@@ -9,14 +9,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from narrowgauge.core.arithmetic import round_trip
 from narrowgauge.core.numbers import integer_type
 from narrowgauge.demo import NETWORK_NAMES, network_path
 from narrowgauge.graph.roles import is_float
 from narrowgauge.importers.onnx import load
+from narrowgauge.lowering.qdq import lower_to_qdq
 from narrowgauge.planning.choices import Choices, NodeChoice
-from narrowgauge.planning.place import Placement, place
+from narrowgauge.planning.place import Placement, caps_are_integer, place
 from narrowgauge.targets.registry import load_target, target_names
-from tests.planning.networks import name_of, network, normal, placed
+from tests.planning.networks import name_of, network, normal, placed, planned, run, seen
 
 IMAGE = "float[n, 32, 8, 8] x"
 
@@ -393,3 +395,57 @@ def test_a_target_of_ones_own() -> None:
     placement = place(model, target, Choices())
     assert not placement.integer_nodes
     assert len(placement.float_nodes) == 5
+
+
+def capped(*, shared_bound: bool = False) -> ir.Model:
+    """A convolution, a Relu, a cap per channel, a convolution."""
+    body = "a = Conv(x, w, b)  r = Relu(a)  m = Min(r, cap)  y = Conv(m, v)"
+    if shared_bound:
+        body += "  z = Min(x, cap)"
+    return network(
+        "float[n, 8, 6, 6] x", "float[n, 4, 6, 6] y" + (", float[n, 8, 6, 6] z" if shared_bound else ""), body,
+        w=normal(8, 8, 1, 1), b=normal(8), v=normal(4, 8, 1, 1, seed=1),
+        cap=np.linspace(0.2, 3, 8, dtype=np.float32).reshape(8, 1, 1),
+    )  # fmt: skip
+
+
+CAPPED_SAMPLES = normal(32, 8, 6, 6, seed=2)
+
+
+@pytest.mark.parametrize("target", ["snpe", "qnn", "tflite"])
+def test_a_cap_works_on_levels_of_one_encoding(target: str) -> None:
+    model = capped()
+    statistics = seen(model, CAPPED_SAMPLES)
+    plan = planned(model, statistics, target)
+    bounded = plan.encodings["m"]
+    assert all(plan.encodings[name].same_as(bounded) for name in ("r", "cap"))
+    assert caps_are_integer(load_target(target))
+    assert not plan.notes
+    assert statistics.of("r").maximum > 1.2 * statistics.of("m").maximum  # the range is that of what the cap leaves
+    np.testing.assert_allclose(bounded.maximum, statistics.of("m").maximum, rtol=0.01)
+
+
+def test_a_cap_rounds_nothing() -> None:
+    """Its output is the rounded float output: min(round(x), round(c)) = round(min(x, c))."""
+    model = capped()
+    plan = planned(model, seen(model, CAPPED_SAMPLES), "snpe")
+    keep = {name: one for name, one in plan.encodings.items() if name in {"r", "m", "cap"}}
+    outputs = [value for node in model.graph for value in node.outputs if value.name == "m"]
+    model.graph.outputs[:] = outputs
+    expected = round_trip(run(model, CAPPED_SAMPLES), keep["m"])
+    found = run(lower_to_qdq(model, replace(plan, encodings=keep)), CAPPED_SAMPLES)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_constant_that_bounds_two_values_keeps_its_own_range() -> None:
+    placement = placed(capped(shared_bound=True), "snpe")
+    assert placement.root("r") == "m"
+    assert placement.root("cap") == "cap"
+
+
+def test_caps_that_cost_the_fusion_are_noted() -> None:
+    placement = placed(capped(), "onnxruntime")
+    assert not caps_are_integer(load_target("onnxruntime"))
+    (note,) = placement.refusals
+    assert "fusion of 1 node" in note
+    assert placed(residual(), "onnxruntime").refusals == []

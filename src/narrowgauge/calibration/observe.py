@@ -9,12 +9,13 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from narrowgauge.graph.edits import is_operator
+from narrowgauge.graph.edits import is_operator, sole_consumer
 from narrowgauge.graph.roles import (
     LAYOUT_OPERATORS,
     WEIGHT_ROLES,
     activation_inputs,
     bias_addition,
+    bounded_by_constant,
     clip_bounds,
     clips_only,
     is_constant,
@@ -68,8 +69,8 @@ def observations(model: ir.Model, *, sampled: int) -> Observations:
     """Choose what calibration looks at: every float value that is no constant, each set of equal statistics once.
 
     Left out are reshaped and transposed copies (unless a layer with weights reads them: it needs the means along the
-    copy's channels), what only a Relu or Clip reads (an integer that saturates where the Relu cuts does the same), and
-    products before their bias, which every integer kernel adds before it rounds.
+    copy's channels), what only a Relu, a Clip, or a Min or Max with a constant reads (an integer that saturates where
+    they cut does the same), and products before their bias, which every integer kernel adds before it rounds.
 
     Args:
         model: the network, shapes inferred.
@@ -81,7 +82,7 @@ def observations(model: ir.Model, *, sampled: int) -> Observations:
     values: dict[str, Observation] = {}
     aliases: dict[str, str] = {}
     for value in _candidates(graph):
-        clipper = clips_only(value)
+        clipper = clips_only(value) or _bounds_only(value)
         producer = value.producer()
         if clipper is not None:
             aliases[str(value.name)] = str(clipper.outputs[0].name)
@@ -106,6 +107,12 @@ def _candidates(graph: ir.Graph) -> list[ir.Value]:
 
 def _is_read(value: ir.Value) -> bool:
     return value.is_graph_output() or bool(value.uses())
+
+
+def _bounds_only(value: ir.Value) -> ir.Node | None:
+    """Return the Min or Max with a constant (a cap per channel, say) that alone reads a value, else None."""
+    consumer = sole_consumer(value)
+    return consumer if consumer is not None and bounded_by_constant(consumer) is value else None
 
 
 def _feeds_weights(value: ir.Value) -> bool:

@@ -40,10 +40,11 @@ def _qdq(model: ir.Model, plan: Plan, target: Target) -> ir.Model:
     if plan.mode == "dynamic":
         return lower_dynamically(model, plan)
     # ONNX Runtime computes DequantizeLinear of a constant in every run, slower than the layer itself.
-    convert = plan.mode == "weight-only" and target.runtime == "onnxruntime"
+    native = target.runtime == "onnxruntime"
     style = QdqStyle(
-        bias_bits=target.bias_bits, convert_weights=convert, shield_float_layers=target.runtime == "onnxruntime"
-    )
+        bias_bits=target.bias_bits, convert_weights=native and plan.mode == "weight-only",
+        widen_weights=native and plan.mode == "static", shield_float_layers=native,
+    )  # fmt: skip
     return lower_to_qdq(model, plan, style)
 
 

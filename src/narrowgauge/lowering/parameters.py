@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ml_dtypes
@@ -83,14 +83,30 @@ class Parameters:
         inputs = [value, self.scale(name, encoding), self.zero_point(name, encoding)]
         return new_node(operator, inputs, attributes, name=self.name(node_name))
 
-    def dequantized(self, value: ir.Value, encoding: Encoding, before: ir.Node) -> ir.Value:
+    def dequantized(
+        self, value: ir.Value, encoding: Encoding, before: ir.Node, *, widen: bool = False
+    ) -> ir.Value:
         """Turn a float initializer into levels and a DequantizeLinear before a node, and return the latter's output.
 
         Each reader gets its own DequantizeLinear, as engines expect it; the levels are one initializer.
+
+        Args:
+            value: the initializer.
+            encoding: of its numbers.
+            before: the node that reads it.
+            widen: dequantize levels of 4 bits as 8: a Cast between, which ONNX Runtime (1.31) folds when it loads the
+                network, so that its kernels for 8 bits run it; it has none for layers of 4.
         """
         name, array = str(value.name), constant_array(value)
         assert array is not None
         levels = self.levels(name, array.astype(np.float32, copy=False), encoding)
+        if widen and encoding.type.bits == 4 and not isinstance(encoding.granularity, PerBlock):
+            encoding = replace(encoding, type=IntegerType(bits=8, signed=encoding.type.signed))
+            kind = ir.DataType.from_numpy(array_type(encoding.type))
+            cast = new_node("Cast", [levels], {"to": kind}, name=self.name(f"{before.name}_{name}_widened"))
+            cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(kind), levels.shape
+            before.prepend(cast)
+            levels = cast.outputs[0]
         node = self.linear("DequantizeLinear", levels, encoding, name, f"{before.name}_{name}_dequantized")
         node.outputs[0].type = value.type
         node.outputs[0].shape = value.shape

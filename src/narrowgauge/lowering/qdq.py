@@ -36,6 +36,7 @@ class QdqStyle:
         convert_weights: write weights of a weight-only plan as Cast and Mul, the same numbers, instead of
             DequantizeLinear, which ONNX Runtime runs with every sample; not weights in blocks of a matrix product,
             for which it has a kernel (com.microsoft.MatMulNBits).
+        widen_weights: dequantize weights of 4 bits as 8 bits, through a Cast, for ONNX Runtime's kernels.
         shield_float_layers: let a float Conv, ConvTranspose or Gemm read rounded values through a DequantizeLinear with
             the same scale once per channel. ONNX Runtime takes one with a single scale for a sign to round the layer's
             float weights too, per tensor and silently (its WeightBiasQuantization).
@@ -44,6 +45,7 @@ class QdqStyle:
     bias_bits: int = 32
     drop_clips: bool = True
     convert_weights: bool = False
+    widen_weights: bool = False
     shield_float_layers: bool = False
 
 
@@ -111,7 +113,8 @@ class _Lowering:
         elif self.style.convert_weights and self.plan.mode == "weight-only" and not blocks:
             node.replace_input_with(number, self.parameters.converted(value, encoding, node))
         else:
-            node.replace_input_with(number, self.parameters.dequantized(value, encoding, node))
+            widen = self.style.widen_weights
+            node.replace_input_with(number, self.parameters.dequantized(value, encoding, node, widen=widen))
 
     def gather_levels(self, node: ir.Node, table: ir.Value, encoding: Encoding) -> None:
         """Dequantize the rows that a Gather takes from a table, not the whole table."""

@@ -17,6 +17,7 @@ from narrowgauge.graph.roles import (
     CLIPPING_OPERATORS,
     activation_inputs,
     bias_addition,
+    bounded_by_constant,
     clips_only,
     float_outputs,
     is_constant,
@@ -117,7 +118,18 @@ def place(model: ir.Model, target: Target, choices: Choices) -> Placement:
     walk = _Walk(target=target, choices=choices, placement=Placement(mode=choices.mode))
     for node in model.graph:
         walk.visit(node)
+    walk.note_float_caps(model)
     return walk.placement
+
+
+def caps_are_integer(target: Target) -> bool:
+    """Whether a target runs a cap (the Min of a value and a constant per channel) in integers, so that it is free.
+
+    It then works on levels of one encoding and rounds nothing. Elsewhere a cap is a float node between two integer
+    layers, which costs their fusion.
+    """
+    rule = target.rule("Min")
+    return rule is not None and rule.output == "quantized" and "static" in rule.modes
 
 
 @dataclass(kw_only=True, slots=True)
@@ -237,9 +249,29 @@ class _Walk:
                 self.arriving.add(str(value.name))
                 self.rules[str(value.name)] = rule
                 self.take_activation(value, str(node.name), rule)
+        bounded = bounded_by_constant(node)
+        if bounded is not None and last is node.outputs[0]:
+            self.bound_on_levels(bounded, node)
         if rule.shares_inputs:
             for _, value in activation_inputs(node):
                 self.share(str(value.name), str(last.name))
+
+    def bound_on_levels(self, bounded: ir.Value, node: ir.Node) -> None:
+        """Let a Min or Max with a constant select among levels of one encoding, whose range is that of its output.
+
+        What it cuts off needs no level: the operator before it saturates there, and so does the constant.
+        """
+        result = str(node.outputs[0].name)
+        slots = self.placement.activations
+        own = slots.get(result)
+        for value in (bounded, *(value for value in node.inputs if is_constant(value))):
+            slot = slots.get(str(value.name)) if value is not None else None
+            if value is None or slot is None or own is None or slot.type != own.type or len(value.uses()) != 1:
+                continue
+            if value.is_graph_output() or (slot.rule is not None and slot.rule.fixed_output):
+                continue
+            del slots[slot.value]
+            self.share(slot.value, result)
 
     def followers(self, node: ir.Node, rule: OperatorRule) -> Iterator[ir.Node]:
         """Nodes behind a node that belong to it: the addition of a constant bias, then one activation function."""
@@ -257,6 +289,22 @@ class _Walk:
             and not self.choices.keep_float(str(follower.name))
         ):
             yield follower
+
+    def note_float_caps(self, model: ir.Model) -> None:
+        """Say how many caps per channel stand as float nodes behind integer layers."""
+        late = [node for node in model.graph if self.is_float_cap(node)]
+        if late:
+            nodes = "node" if len(late) == 1 else "nodes"
+            self.note(
+                f"{self.target.name} has no integer Min: caps per channel cost the fusion of {len(late)} {nodes} "
+                f"(the first is {late[0].name!r})"
+            )
+
+    def is_float_cap(self, node: ir.Node) -> bool:
+        bounded = bounded_by_constant(node)
+        if bounded is None or bounded.name not in self.arriving or node.name in self.placement.integer_nodes:
+            return False
+        return any(array is not None and array.size > 1 for array in map(constant_array, node.inputs))
 
     def take_weights(self, node: ir.Node, rule: OperatorRule) -> None:
         for number in weight_inputs(node):

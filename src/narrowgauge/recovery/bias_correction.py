@@ -45,7 +45,7 @@ def correct_bias(model: ir.Model, plan: Plan, statistics: Statistics) -> tuple[i
             if isinstance(encoding, Encoding) and weights is not None and weights.const_value is not None:
                 shift = _output_shift(node, weights.const_value.numpy(), encoding, statistics)
                 if shift is not None:
-                    _subtract(corrected.graph, node, shift)
+                    subtract_from_bias(corrected.graph, node, shift)
     return corrected, plan
 
 
@@ -132,19 +132,46 @@ def _is_per_channel(bias: ir.Value, channels: int) -> bool:
     return bias.const_value.shape.rank() > 0 and bias.const_value.shape[-1] == channels
 
 
-def _subtract(graph: ir.Graph, node: ir.Node, shift: Float) -> None:
-    """Subtract from the node's bias, giving it one of its own where it has none or shares it."""
-    holder, number = (node, 2)
+def bias_place(node: ir.Node) -> tuple[ir.Node, int] | None:
+    """Say which input of which node holds the bias of a layer, or may; None where there is no place for one.
+
+    That is the third input of a Conv, ConvTranspose or Gemm, and the constant of the Add that alone reads a MatMul. The
+    bias has one number for each output channel, along its last axis.
+    """
     if is_operator(node, "MatMul"):
         addition = sole_consumer(node.outputs[0])
         if addition is None or not is_operator(addition, "Add"):
-            return
-        holder, number = addition, next((n for n, value in enumerate(addition.inputs) if is_constant(value)), -1)
-    if number < 0 or node.attributes.get_float("beta", 1.0) != 1.0:
-        return
+            return None
+        number = next((n for n, value in enumerate(addition.inputs) if is_constant(value)), -1)
+        return (addition, number) if number >= 0 else None
+    return (node, 2) if node.attributes.get_float("beta", 1.0) == 1.0 else None
+
+
+def has_place_for_bias(node: ir.Node, channels: int) -> bool:
+    """Whether `subtract_from_bias` can change a layer of so many output channels."""
+    place = bias_place(node)
+    if place is None:
+        return False
+    holder, number = place
     old = holder.inputs[number] if number < len(holder.inputs) else None
-    if old is not None and not _is_per_channel(old, shift.size):
+    return old is None or _is_per_channel(old, channels)
+
+
+def subtract_from_bias(graph: ir.Graph, node: ir.Node, shift: Float) -> None:
+    """Subtract from a layer's bias, giving it one of its own where it has none or shares it.
+
+    Nothing happens where the layer has no place for a bias.
+
+    Args:
+        graph: the graph that holds the node.
+        node: the layer.
+        shift: real units, one number for each output channel.
+    """
+    place = bias_place(node)
+    if place is None or not has_place_for_bias(node, shift.size):
         return
+    holder, number = place
+    old = holder.inputs[number] if number < len(holder.inputs) else None
     if old is None:
         new = add_constant(graph, f"{node.name}_bias", (-shift).astype(np.float32))
         holder.resize_inputs(max(number + 1, len(holder.inputs)))

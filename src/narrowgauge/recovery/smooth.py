@@ -52,7 +52,13 @@ class Migration:
 
 
 def smooth(
-    model: ir.Model, statistics: Statistics, *, layers: Iterable[str], rounded: Collection[str] = (), bits: int = 8
+    model: ir.Model,
+    statistics: Statistics,
+    *,
+    layers: Iterable[str],
+    rounded: Collection[str] = (),
+    bits: int = 8,
+    weight_bits: int | None = None,
 ) -> tuple[ir.Model, Statistics, tuple[Migration, ...]]:
     """Divide each channel of a matrix product's input by s and multiply its weights' row by s.
 
@@ -71,7 +77,8 @@ def smooth(
         statistics: of this network.
         layers: names of the products that will run in integers.
         rounded: names of the values that integer operators write as integers.
-        bits: of activations and weights.
+        bits: of activations.
+        weight_bits: of weights; None for as many.
 
     Returns:
         A copy of the network, the statistics that hold for it, and what was done.
@@ -85,7 +92,7 @@ def smooth(
         seen = product_channels(tensor, nodes[0].inputs[0])
         if seen is None or tensor is None:
             continue
-        found = _best(seen, [weights_by_input(node) for node in nodes], bits)
+        found = _best(seen, [weights_by_input(node) for node in nodes], bits, weight_bits)
         if found is None:
             continue
         factors, strength, gain = found
@@ -101,14 +108,16 @@ def smooth(
     return smoothed, replace(statistics, tensors=tensors, network=network_digest(smoothed)), tuple(done)
 
 
-def _best(channels: ChannelStatistics, weights: list[Float], bits: int) -> tuple[Float, float, float] | None:
+def _best(
+    channels: ChannelStatistics, weights: list[Float], bits: int, weight_bits: int | None
+) -> tuple[Float, float, float] | None:
     reach = np.maximum(np.abs(channels.minimum), np.abs(channels.maximum)).astype(np.float64)
     joined = np.concatenate(weights, axis=1)
     if joined.shape[0] != reach.size or reach.max(initial=0.0) == 0:
         return None
     heights = np.maximum(np.abs(joined).max(axis=1), 1e-8)
     factors = {strength: migration_factors(reach, heights, strength) for strength in STRENGTHS}
-    noises = {strength: product_noise(channels, joined, factors[strength], bits) for strength in STRENGTHS}
+    noises = {strength: product_noise(channels, joined, factors[strength], bits, weight_bits) for strength in STRENGTHS}
     strength = min(noises, key=noises.__getitem__)
     gain = noises[0.0] / max(noises[strength], 1e-300)
     return (factors[strength], strength, gain) if gain > 1.05 else None
