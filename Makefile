@@ -1,4 +1,5 @@
 # Needs Python 3.11 or newer with pip, and make. Everything is installed into .venv; nothing else is touched.
+# Tests of the report's page also need a Chromium (Debian, Ubuntu: apt install chromium); without one they are skipped.
 
 PYTHON ?= $(shell command -v python3 || command -v python || echo python3)
 WORKERS ?= 2
@@ -9,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-ch
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo check test test-all bench format clean
+.PHONY: help setup demo check test test-all bench format vendor clean
 
 help:
 	@echo "make demo      set up .venv (light) and run 'narrowgauge demo'"
@@ -18,6 +19,7 @@ help:
 	@echo "make check     style, types and layers only"
 	@echo "make format    let ruff repair style and layout"
 	@echo "make bench     run the scripts of benchmarks/"
+	@echo "make vendor    fetch the chart library of the report again (tools/vendor.py says which version)"
 	@echo "make setup     set up .venv for both demo and test, and run nothing"
 	@echo "make clean     remove .venv and what the tools left behind"
 	@echo "Another interpreter: make PYTHON=python3.13 ...    More test processes: make WORKERS=8 test"
@@ -48,6 +50,9 @@ bench: $(VENV)/.test
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+vendor:
+	$(PYTHON) tools/vendor.py
 
 clean:
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

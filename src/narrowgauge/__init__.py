@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from narrowgauge.core.encoding import Encoding
     from narrowgauge.core.plan import Plan
     from narrowgauge.errors import NarrowgaugeError
-    from narrowgauge.pipeline import Progress, Result, calibrate, quantize
+    from narrowgauge.pipeline import Result, analyze, calibrate, quantize
     from narrowgauge.recipe import Recipe, Rule
+    from narrowgauge.stages import Progress
     from narrowgauge.targets.schema import Target
 
 __version__ = "0.1.0"
@@ -24,12 +25,13 @@ _HOMES = {
     "Encoding": "narrowgauge.core.encoding",
     "NarrowgaugeError": "narrowgauge.errors",
     "Plan": "narrowgauge.core.plan",
-    "Progress": "narrowgauge.pipeline",
+    "Progress": "narrowgauge.stages",
     "Recipe": "narrowgauge.recipe",
     "Result": "narrowgauge.pipeline",
     "Rule": "narrowgauge.recipe",
     "Statistics": "narrowgauge.calibration.statistics",
     "Target": "narrowgauge.targets.schema",
+    "analyze": "narrowgauge.pipeline",
     "calibrate": "narrowgauge.pipeline",
     "compare": "narrowgauge.comparison",
     "quantize": "narrowgauge.pipeline",
@@ -46,6 +48,7 @@ __all__ = [
     "Statistics",
     "Target",
     "__version__",
+    "analyze",
     "calibrate",
     "compare",
     "quantize",

@@ -37,6 +37,10 @@ class OutputError(NarrowgaugeError):
     """A result cannot be written: the folder exists, is not writable, or the disk is full."""
 
 
+class ReportError(NarrowgaugeError):
+    """A folder or file is none that a report can be made of."""
+
+
 class RuntimeFailure(NarrowgaugeError):
     """An engine refused to load or to run a network."""
 

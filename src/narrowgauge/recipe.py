@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,8 @@ from narrowgauge.core.plan import MODES, Mode
 from narrowgauge.errors import PlanError, RecipeError
 from narrowgauge.graph.roles import weight_inputs
 from narrowgauge.planning.choices import Choices, NodeChoice
+from narrowgauge.recovery.bit_widths import WIDTHS, parse_budget
+from narrowgauge.recovery.methods import METHODS
 from narrowgauge.targets.schema import Scope
 
 Position = Literal["first", "last"]
@@ -82,9 +84,12 @@ class Recipe:
         block_size: elements per scale of blocks, 0 for the target's choice.
         estimator: name of the range estimator of activations.
         weight_estimator: name of the range estimator of weights.
-        migrate: scale outlier channels of matrix products' inputs into the weights.
-        refine_ranges: choose each activation's range by the error that it makes behind the next layers.
-        correct_bias: take the mean error of rounded weights out of the biases.
+        methods: names of the recovery methods that are tried, see `recovery.methods.METHODS`; in static mode only.
+        measured: keep a method only where it lowers the error at the network's output; False keeps all.
+        thrifty: leave out costly methods once that error is low.
+        budget: what mixed precision may cost, see `recovery.bit_widths.parse_budget`; "" for one width everywhere.
+        bits: widths of weights that a budget chooses from; 32 leaves a layer
+            float; empty for the target's and float.
         rules: what single nodes are asked for; of several that match, the last one that says something wins.
     """
 
@@ -96,21 +101,32 @@ class Recipe:
     block_size: int = 0
     estimator: str = "mse"
     weight_estimator: str = "max"
-    migrate: bool = True
-    refine_ranges: bool = True
-    correct_bias: bool = True
+    methods: tuple[str, ...] = ()
+    measured: bool = True
+    thrifty: bool = False
+    budget: str = ""
+    bits: tuple[int, ...] = ()
     rules: tuple[Rule, ...] = field(default=())
 
+
+_RECOVERY = (
+    "migrate", "equalize", "rotate-streams", "cap-outliers", "choose-estimator", "refine-ranges", "correct-bias",
+    "optimize-weights",
+)  # fmt: skip
 
 PRESETS: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe(name="default"),
-        Recipe(name="plain", estimator="max", migrate=False, refine_ranges=False, correct_bias=False),
-        Recipe(name="dynamic", mode="dynamic", migrate=False, refine_ranges=False, correct_bias=False),
-        Recipe(name="weight-only", mode="weight-only", migrate=False, refine_ranges=False, correct_bias=False),
+        Recipe(name="auto", methods=_RECOVERY, thrifty=True),
+        Recipe(name="best", methods=_RECOVERY),
+        Recipe(name="fast", methods=("migrate", "equalize", "correct-bias"), measured=False),
+        Recipe(name="plain", estimator="max"),
+        Recipe(name="dynamic", mode="dynamic"),
+        Recipe(name="weight-only", mode="weight-only"),
     )
 }
+
+_FORMER_NAMES = {"default": "auto"}
 
 
 def load_recipe(name: str | Path | Recipe) -> Recipe:
@@ -121,8 +137,9 @@ def load_recipe(name: str | Path | Recipe) -> Recipe:
     """
     if isinstance(name, Recipe):
         return name
-    if str(name) in PRESETS:
-        return PRESETS[str(name)]
+    preset = _FORMER_NAMES.get(str(name), str(name))
+    if preset in PRESETS:
+        return PRESETS[preset]
     path = Path(name)
     if path.suffix != ".toml":
         raise RecipeError(f"expected a recipe: one of {', '.join(PRESETS)} or a .toml file, got {str(name)!r}")
@@ -143,7 +160,8 @@ def recipe_from_values(values: Mapping[str, Any], *, name: str) -> Recipe:
         RecipeError: if a key or a value is not what it should be.
     """
     rest = dict(values)
-    base = rest.pop("base", "default")
+    base = rest.pop("base", "auto")
+    base = _FORMER_NAMES.get(base, base) if isinstance(base, str) else base
     if not isinstance(base, str) or base not in PRESETS:
         raise RecipeError(f"expected 'base' to be one of {', '.join(PRESETS)}, got {base!r}")
     rows = rest.pop("rules", [])
@@ -170,17 +188,37 @@ def _checked(values: Mapping[str, Any], defaults: object, place: str) -> dict[st
     for key, value in values.items():
         if key not in allowed:
             raise RecipeError(f"{place}: unknown key {key!r}; expected some of {', '.join(allowed)}")
-        kind = bool if isinstance(getattr(defaults, key), bool) else int if key == "block_size" else str
+        kind = _kind(key, getattr(defaults, key))
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise RecipeError(f"{place}: expected {key!r} to be {kind.__name__}, got {value!r}")
+    _check_values(values, place)
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def _check_values(values: Mapping[str, Any], place: str) -> None:
+    """Refuse values that their type does not rule out."""
+    known: tuple[tuple[str, Collection[Any]], ...] = (("methods", METHODS), ("bits", WIDTHS))
+    for key, allowed in known:
+        for one in values.get(key, ()):
+            if one not in allowed:
+                raise RecipeError(f"{place}: expected {key!r} to be some of {_listed(allowed)}, got {one!r}")
+    for key, allowed in (("mode", MODES), ("granularity", SCOPES)):
+        if values.get(key, allowed[0]) not in allowed:
+            raise RecipeError(f"{place}: expected {key!r} to be one of {_listed(allowed)}, got {values[key]!r}")
+    if values.get("budget"):
+        parse_budget(values["budget"])
     if values.get("block_size", 0) < 0:
         raise RecipeError(f"{place}: expected 'block_size' to be 0 or more, got {values['block_size']}")
-    if values.get("mode", "static") not in MODES:
-        raise RecipeError(f"{place}: expected 'mode' to be one of {', '.join(MODES)}, got {values['mode']!r}")
-    if values.get("granularity") not in (None, *SCOPES):
-        got = values["granularity"]
-        raise RecipeError(f"{place}: expected 'granularity' to be one of {', '.join(SCOPES)}, got {got!r}")
-    return dict(values)
+
+
+def _listed(names: Iterable[object]) -> str:
+    return ", ".join(map(str, names))
+
+
+def _kind(key: str, default: object) -> type:
+    if isinstance(default, bool):
+        return bool
+    return int if key == "block_size" else list if key in ("methods", "bits") else str
 
 
 def keep_float_rules(names: Iterable[str]) -> tuple[Rule, ...]:

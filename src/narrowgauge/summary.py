@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import resource
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from narrowgauge.analysis.check import Check
+from narrowgauge.analysis.records import Step
 from narrowgauge.core.plan import Plan
 
 
@@ -24,12 +26,14 @@ def summarize(  # noqa: PLR0913 - the parts of the record, each by name
     quantized_bytes: int,
     files: Mapping[str, Mapping[str, int | str]],
     seconds: Mapping[str, float],
+    steps: Sequence[Step],
     notes: Sequence[str],
 ) -> dict[str, Any]:
     """Put a run's figures together as JSON values; a figure that was not measured is null.
 
     Sizes are bytes, times seconds but for `latency_ms`, accuracies percent, `sqnr_db` decibels (null where both
-    networks' outputs are equal: `sqnr_infinite` is then true). `files` are those beside the summary, each with size and
+    networks' outputs are equal: `sqnr_infinite` is then true). `steps` are what recovery tried, see
+    `analysis.records.Step`. `files` are those beside the summary, each with size and
     sha256.
     """
     comparison = check.comparison if check is not None else None
@@ -55,7 +59,15 @@ def summarize(  # noqa: PLR0913 - the parts of the record, each by name
         "float_nodes": [
             {"name": node.name, "operator": node.operator, "reason": node.reason} for node in plan.float_nodes
         ],
+        "steps": [_finite(dataclasses.asdict(step)) for step in steps],
         "notes": list(dict.fromkeys(notes)),
+    }
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: what was not measured is null."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
     }
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import typer
 
+from narrowgauge.analysis.drop import accuracy_drop
 from narrowgauge.cli.guard import ExitCode
-from narrowgauge.errors import DataError
 
 
 def end_if_missed(
@@ -28,19 +28,8 @@ def end_if_missed(
     """
     if most is None:
         return
-    name, fall = _fall(before, after, agreement, own=own)
+    name, fall = accuracy_drop(before, after, agreement, own=own)
     if fall > most:
         line = f"accuracy missed: {name} fell by {fall:.4g}, at most {most:g} were asked for (--max-drop)"
         print(line, file=sys.stderr)
         raise typer.Exit(ExitCode.MISSED)
-
-
-def _fall(
-    before: Mapping[str, float], after: Mapping[str, float], agreement: float | None, *, own: bool
-) -> tuple[str, float]:
-    if own or "top1" in before:
-        name = list(before)[-1] if own else "top1"
-        return name, before[name] - after[name]
-    if agreement is None:
-        raise DataError("--max-drop needs something to judge by: give --data with labels, or a --metric")
-    return "the agreement with the float network", 100.0 - agreement

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import narrowgauge
+from narrowgauge.cli.analyze import analyze
 from narrowgauge.cli.bench import bench
 from narrowgauge.cli.calibrate import calibrate
 from narrowgauge.cli.compare import compare
@@ -16,11 +17,13 @@ from narrowgauge.cli.guard import guarded
 from narrowgauge.cli.import_model import import_model
 from narrowgauge.cli.inspect import inspect
 from narrowgauge.cli.quantize import quantize
+from narrowgauge.cli.report import report
 from narrowgauge.cli.targets import targets
 from narrowgauge.cli.verify import verify
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "quantize": quantize,
+    "analyze": analyze,
     "calibrate": calibrate,
     "import": import_model,
     "compare": compare,
@@ -28,6 +31,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "targets": targets,
     "inspect": inspect,
+    "report": report,
     "demo": demo,
 }
 

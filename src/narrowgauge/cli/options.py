@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -43,13 +44,26 @@ Metric = Annotated[
 Threads = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Threads that run the network.", show_default="all cores")
 ]
+
+
+def _points(text: str) -> float:
+    """Read percentage points: `0.5` or `0.5%`."""
+    try:
+        points = float(text.removesuffix("%"))
+    except ValueError:
+        points = math.nan
+    if not 0 <= points <= 100:
+        raise typer.BadParameter(f"expected percentage points from 0 to 100, such as 0.5 or 0.5%, got {text!r}")
+    return points
+
+
 MaxDrop = Annotated[
     float | None,
     typer.Option(
-        min=0,
+        parser=_points,
         metavar="POINTS",
-        help="Exit with 3 if accuracy falls by more than this (your --metric, else top-1, else the agreement with the "
-        "float network from 100 %).",
+        help="Percentage points that accuracy may fall (your --metric, else top-1, else the agreement with the float "
+        "network from 100 %). Exit with 3 if it falls by more.",
         show_default=False,
     ),
 ]
@@ -60,3 +74,41 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what is already th
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+TargetName = Annotated[
+    str, typer.Option(metavar="T", help="What it is for: a name that `narrowgauge targets` lists, or a .toml file.")
+]
+RecipeName = Annotated[
+    str, typer.Option(metavar="R", help="auto, fast, best, plain, dynamic, weight-only, or a .toml file.")
+]
+PlanFile = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Apply this plan.json instead of choosing encodings.", show_default=False),
+]
+StatisticsFile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Statistics of an earlier calibration: taken instead of calibrating, or gone on from. If the file is not "
+        "there yet, it is written while they grow, so that an interrupted run can go on.",
+        show_default=False,
+    ),
+]
+_THEIRS = "the target's choice"
+Weights = Annotated[
+    str, typer.Option(metavar="TYPE", help="Number type of weights: int8, int4, ...", show_default=_THEIRS)
+]
+Activations = Annotated[
+    str, typer.Option(metavar="TYPE", help="Number type of activations: uint8, int16.", show_default=_THEIRS)
+]
+Granularity = Annotated[
+    str,
+    typer.Option(metavar="tensor|channel|block", help="What one scale of weights covers.", show_default=_THEIRS),
+]
+KeepFloat = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="WHAT",
+        help="What stays float: first, last, an operator (Softmax), or a node's name or pattern. Repeatable.",
+        show_default=False,
+    ),
+]

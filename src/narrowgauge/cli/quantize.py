@@ -11,58 +11,34 @@ import typer
 
 from narrowgauge.cli import options
 
-_THEIRS = "the target's choice"
-
 
 def quantize(  # noqa: PLR0913 - the options of the command
     model: options.ModelPath,
     *,
     out: options.OutFolder,
-    target: Annotated[
-        str, typer.Option(metavar="T", help="What it is for: a name that `narrowgauge targets` lists, or a .toml file.")
-    ] = "onnxruntime",
+    target: options.TargetName = "onnxruntime",
     data: options.OptionalData = None,
     labels: options.Labels = None,
-    recipe: Annotated[
-        str, typer.Option(metavar="R", help="default, plain, dynamic, weight-only, or a .toml file.")
-    ] = "default",
-    plan: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Apply this plan.json instead of choosing encodings.", show_default=False),
-    ] = None,
-    statistics: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Statistics of an earlier calibration: taken instead of calibrating, or gone on from. If the file is "
-            "not there yet, it is written while they grow, so that an interrupted run can go on.",
-            show_default=False,
-        ),
-    ] = None,
+    recipe: options.RecipeName = "auto",
+    plan: options.PlanFile = None,
+    statistics: options.StatisticsFile = None,
     samples: Annotated[int, typer.Option(min=1, metavar="N", help="How many samples calibrate, the first.")] = 256,
     check_samples: Annotated[
         int, typer.Option(min=1, metavar="N", help="How many of the other samples check, at most.")
     ] = 1000,
-    weights: Annotated[
+    weights: options.Weights = "",
+    activations: options.Activations = "",
+    granularity: options.Granularity = "",
+    keep_float: options.KeepFloat = None,
+    budget: Annotated[
         str,
-        typer.Option(metavar="TYPE", help="Number type of weights: int8, int4, ...", show_default=_THEIRS),
-    ] = "",
-    activations: Annotated[
-        str,
-        typer.Option(metavar="TYPE", help="Number type of activations: uint8, int16.", show_default=_THEIRS),
-    ] = "",
-    granularity: Annotated[
-        str,
-        typer.Option(metavar="tensor|channel|block", help="What one scale of weights covers.", show_default=_THEIRS),
-    ] = "",
-    keep_float: Annotated[
-        list[str] | None,
         typer.Option(
-            metavar="WHAT",
-            help="What stays float: first, last, an operator (Softmax), or a node's name or pattern. Repeatable.",
+            metavar="BUDGET",
+            help="Bits of each layer's weights (4, 8, 16 or float) under a budget: 'size 3 MB', 'size 15 %', "
+            "'operations 20 %' (of the float network's) or 'drop 1 %'.",
             show_default=False,
         ),
-    ] = None,
+    ] = "",
     format: Annotated[
         str,
         typer.Option(metavar="NAME", help="Which of the target's formats to write.", show_default="its first"),
@@ -91,9 +67,10 @@ def quantize(  # noqa: PLR0913 - the options of the command
     with terminal.stdout_kept_clean(), terminal.progress_bars(quiet=quiet) as progress, statistics_kept(statistics):
         result = pipeline.quantize(
             model, data, target=target, out=out, recipe=recipe, weights=weights, activations=activations,
-            granularity=granularity, keep_float=keep_float or (), format=format, samples=samples,
+            granularity=granularity, keep_float=keep_float or (), budget=budget, format=format, samples=samples,
             check_samples=check_samples, labels=labels, preprocess=preprocess, plan=plan, statistics=statistics,
-            metric=load_metric(metric) if metric else None, threads=threads, force=force, progress=progress,
+            metric=load_metric(metric) if metric else None, max_drop=max_drop, threads=threads, force=force,
+            progress=progress,
         )  # fmt: skip
     summary: dict[str, Any] = result.summary
     if json:

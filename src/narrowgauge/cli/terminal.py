@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from narrowgauge.pipeline import Progress
+from narrowgauge.stages import Progress
 
 # What is done sooner needs no bar.
 _PATIENCE_SECONDS = 1.0

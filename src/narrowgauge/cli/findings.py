@@ -1,0 +1,63 @@
+"""What an analysis found, on a screen: the tensors that cost most, why, and what would help."""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from narrowgauge.analysis.outliers import describe
+from narrowgauge.analysis.records import Analysis, Remedy, TensorLoss
+from narrowgauge.cli.outcome import counted, plain_table
+
+# What fits on a screen; the report has all.
+_SHOWN = 10
+_SHOWN_OUTLIERS = 3
+
+
+def findings(analysis: Analysis) -> list[RenderableType]:
+    """Rank the tensors that cost most at the output, with the split of their loss and the best remedy."""
+    losses = {loss.name: loss for loss in analysis.losses}
+    ranking = analysis.ranking()
+    table = plain_table("tensor", "SQNR", "clipped", "levels", "output", "cost", "remedy", right=(1, 2, 3, 4, 5))
+    for one in ranking[:_SHOWN]:
+        table.add_row(
+            Text(one.name), *_split(losses.get(one.name)), _sqnr(one.alone), _share(one.gain, analysis.noise),
+            Text(_remedy(analysis.remedies, one.name)),
+        )  # fmt: skip
+    said = f"Output SQNR {_sqnr(analysis.noise)} on {counted(analysis.samples, 'sample')}. "
+    said += f"Of {counted(len(ranking), 'tensor')}, these cost most:"
+    meaning = (
+        "SQNR: of the tensor itself; clipped: share of its error; levels: how many are used; output: the output's SQNR "
+        "with it alone quantized; cost: share of the output's error that goes if it is left float; remedy: the best "
+        "besides float, and the share that it takes away"
+    )
+    parts: list[RenderableType] = [Text(said), table, Text(meaning, style="dim")]
+    return [*parts, *(Text(f"Outlier: {describe(outlier)}.") for outlier in analysis.outliers[:_SHOWN_OUTLIERS])]
+
+
+def _split(loss: TensorLoss | None) -> tuple[str, str, str]:
+    if loss is None:
+        return "-", "-", "-"
+    clipped = f"{100 * loss.clipping / loss.error:.0f} %" if loss.error else "-"
+    return _sqnr(loss.error / loss.signal if loss.signal else 0.0), clipped, f"{loss.levels_used}/{loss.levels}"
+
+
+def _sqnr(noise: float) -> str:
+    if noise == 0:
+        return "equal"
+    return f"{-10 * math.log10(noise):.1f} dB" if math.isfinite(noise) else "-"
+
+
+def _share(gain: float, noise: float) -> str:
+    return f"{100 * gain / noise:.0f} %" if noise > 0 and math.isfinite(noise) and math.isfinite(gain) else "-"
+
+
+def _remedy(remedies: tuple[Remedy, ...], tensor: str) -> str:
+    """The best remedy but leaving it float, which always comes near to it."""
+    found = [one for one in remedies if one.tensor == tensor and one.gain > 0 and one.method != "float"]
+    if not found:
+        return ""
+    best = max(found, key=lambda one: one.gain)
+    return f"{best.method} ({_share(best.gain, best.noise + best.gain)})"

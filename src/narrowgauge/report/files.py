@@ -1,0 +1,72 @@
+"""The report as a file of a run's folder, and made again from what the folder holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from narrowgauge.analysis.records import Analysis
+from narrowgauge.analysis.records_json import analysis_from_json, analysis_to_json
+from narrowgauge.core.plan import Plan, load_plan
+from narrowgauge.errors import OutputError, ReportError
+from narrowgauge.report.render import render
+from narrowgauge.targets.registry import load_target
+from narrowgauge.targets.schema import Target
+
+REPORT, ANALYSIS = "report.html", "analysis.json"
+
+
+def write_report(
+    folder: Path, summary: Mapping[str, Any], analysis: Analysis | None, *, plan: Plan, target: Target
+) -> None:
+    """Write `report.html`, and `analysis.json` where there is an analysis.
+
+    Args:
+        folder: where to.
+        summary: what `summary.json` holds.
+        analysis: where the accuracy goes.
+        plan: the encodings.
+        target: what they are for.
+
+    Raises:
+        OutputError: if a file cannot be written.
+    """
+    steps, front = (analysis.steps, analysis.front) if analysis is not None else ((), ())
+    texts = {REPORT: render(summary, analysis, plan=plan, target=target, steps=steps, front=front)}
+    if analysis is not None:
+        texts[ANALYSIS] = analysis_to_json(analysis)
+    for name, text in texts.items():
+        try:
+            (folder / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{folder / name}: could not write the report: {error.strerror}") from None
+
+
+def report_again(folder: Path, target: Target | None = None) -> Path:
+    """Write the report of a run's folder anew, from its summary, plan and analysis.
+
+    Args:
+        folder: what `quantize` or `analyze` wrote.
+        target: what it was made for; None for the one that the summary names.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        ReportError: if the folder is none that a run wrote.
+        NarrowgaugeError: if a file in it cannot be read.
+    """
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        name = str(summary["target"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ReportError(
+            f"{folder}: expected a folder that quantize or analyze wrote, with a summary.json; there is none to be read"
+        ) from None
+    file = folder / ANALYSIS
+    analysis = analysis_from_json(file.read_text(encoding="utf-8"), source=str(file)) if file.exists() else None
+    plan = load_plan(folder / "plan.json")
+    write_report(folder, summary, analysis, plan=plan, target=target or load_target(name))
+    return folder / REPORT
