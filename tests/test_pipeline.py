@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 import narrowgauge
+from narrowgauge.analysis.records_json import analysis_from_json
 from narrowgauge.core.encoding import Encoding
 from narrowgauge.demo import digits, network_path
+from narrowgauge.pipeline import Result
 from narrowgauge.recipe import Recipe
+from narrowgauge.recovery.partial_float import REASON
 from narrowgauge.targets.registry import load_target
 from tests.planning.networks import network, normal, run
 
@@ -63,7 +67,7 @@ def test_biases_have_room_in_the_range_that_refinement_chose() -> None:
     )  # fmt: skip
     samples = normal(120, 32)
     samples[40, 7] = 150
-    recipe = Recipe(name="ranges", estimator="max", migrate=False)
+    recipe = Recipe(name="ranges", estimator="max", methods=("refine-ranges", "correct-bias"))
     result = narrowgauge.quantize(ir.to_proto(model), {"x": samples}, samples=60, recipe=recipe)
     assert float(result.plan.encodings["x"].scale) * 255 < 150 / 3
     held_out = {"x": samples[60:]}
@@ -72,3 +76,90 @@ def test_biases_have_room_in_the_range_that_refinement_chose() -> None:
         assert np.abs(run(result.model, held_out, simulate=simulate) - reference)[:, 3].max() < 1
     activation, scales = result.plan.encodings["x"].scale, result.plan.encodings["w"].scale
     assert 100 / (activation.astype(np.float64) * scales[3]) < 2**31
+
+
+# --- accuracy and budgets that are asked for ------------------------------------------------------------------
+
+DIGITS = digits()
+HELD_OUT = np.r_[:64, DIGITS.train_count : DIGITS.train_count + 100]
+LABELLED = {"data": {"image": DIGITS.images[HELD_OUT]}, "labels": DIGITS.labels[HELD_OUT], "samples": 64}
+
+
+def few_bits(**asked: Any) -> Result:
+    """Weights of 3 bits with plain ranges, which cost points."""
+    return narrowgauge.quantize(network_path("digits_conv"), recipe="plain", weights="int3", **(LABELLED | asked))
+
+
+def lost(result: Result) -> float:
+    return result.summary["float"]["top1"] - result.summary["quantized"]["top1"]
+
+
+def test_an_accuracy_that_is_asked_for_steers_recovery() -> None:
+    steered = few_bits(max_drop=2.0, analysis="none")
+    assert lost(few_bits(analysis="none")) > 2.0 >= lost(steered)
+    assert [step.name for step in steered.steps] == ["plain ranges", "ranges", "leave layers float"]
+    assert steered.steps[-1].drop == pytest.approx(lost(steered))
+    kept = [node for node in steered.plan.float_nodes if node.reason == REASON]
+    assert 0 < len(kept) < 8
+    assert [step["name"] for step in steered.summary["steps"]] == [step.name for step in steered.steps]
+
+
+def test_an_accuracy_that_plain_ranges_reach_costs_no_recovery() -> None:
+    result = narrowgauge.quantize(network_path("digits_conv"), max_drop=5.0, analysis="none", **LABELLED)
+    assert [step.name for step in result.steps] == ["plain ranges"]
+
+
+def test_an_accuracy_out_of_reach_still_gives_a_network() -> None:
+    """Twelve samples leave none to find costly layers with."""
+    result = few_bits(max_drop=0.0, analysis="none", samples=12)
+    assert result.check is not None
+    assert lost(result) > 0
+    assert not [node for node in result.plan.float_nodes if node.reason == REASON]
+
+
+def test_without_samples_of_their_own_nothing_steers() -> None:
+    result = narrowgauge.quantize(
+        network_path("digits_conv"), recipe="plain", max_drop=1.0, statistics=few_bits(analysis="none").statistics
+    )
+    assert [step.name for step in result.steps] == ["ranges"]
+    assert [note for note in result.notes if "did not steer recovery" in note]
+
+
+def test_a_budget_is_kept_and_its_alternatives_are_told() -> None:
+    result = narrowgauge.quantize(network_path("digits_conv"), recipe="plain", budget="size 15 %", **LABELLED)
+    assert result.analysis is not None
+    (taken,) = [point for point in result.analysis.front if point.chosen]
+    assert taken.cost <= 0.15 * result.analysis.front[-1].cost  # there all layers are float
+    assert len(result.analysis.front) > 5
+    widths = {slot.type.bits for slot in result.plan.encodings.values() if isinstance(slot, Encoding)}
+    assert {4, 8} <= widths
+
+
+# --- what comes back ------------------------------------------------------------------------------------------
+
+
+def test_the_analysis_and_the_steps_come_with_the_result(tmp_path: Path) -> None:
+    result = narrowgauge.quantize(network_path("digits_conv"), IMAGES, samples=64, recipe="fast", out=tmp_path / "o")
+    assert result.analysis is not None
+    assert (result.analysis.samples, result.analysis.remedies) == (16, ())
+    assert result.analysis.steps == result.steps
+    assert result.steps[0].name == "ranges"
+    assert result.analysis.ranking()[0].name in result.plan.encodings
+    read = analysis_from_json((tmp_path / "o" / "analysis.json").read_text(encoding="utf-8"), source="analysis.json")
+    assert read.sensitivities == result.analysis.sensitivities
+
+
+def test_no_analysis_where_none_is_asked_for(tmp_path: Path) -> None:
+    result = narrowgauge.quantize(
+        network_path("digits_conv"), IMAGES, samples=64, recipe="plain", analysis="none", out=tmp_path / "o"
+    )
+    assert result.analysis is None
+    assert "analyse" not in result.summary["seconds"]
+    assert {"report.html", "analysis.json"} & {path.name for path in (tmp_path / "o").iterdir()} == {"report.html"}
+
+
+def test_a_full_analysis_tries_remedies() -> None:
+    result = narrowgauge.analyze(network_path("digits_conv"), IMAGES, samples=64, recipe="plain", check_samples=16)
+    assert result.analysis is not None
+    assert result.analysis.samples == 16
+    assert len({remedy.tensor for remedy in result.analysis.remedies}) == 6

@@ -23,6 +23,7 @@ from narrowgauge.recipe import (
     load_recipe,
     recipe_from_values,
 )
+from narrowgauge.recovery.methods import METHODS
 from tests.planning.networks import name_of, network, normal
 
 BRANCHING = network(
@@ -42,16 +43,23 @@ def written(tmp_path: Path, text: str) -> Path:
 
 
 def test_presets() -> None:
-    assert set(PRESETS) == {"default", "plain", "dynamic", "weight-only"}
+    assert set(PRESETS) == {"auto", "fast", "best", "plain", "dynamic", "weight-only"}
     for name, recipe in PRESETS.items():
         assert load_recipe(name) is recipe
         assert recipe.name == name
         chosen, notes = choices(recipe, BRANCHING)
         assert notes == ()
         assert chosen.mode == recipe.mode
-    plain = PRESETS["plain"]
-    assert (plain.migrate, plain.refine_ranges, plain.correct_bias) == (False, False, False)
     assert (PRESETS["dynamic"].mode, PRESETS["weight-only"].mode) == ("dynamic", "weight-only")
+    assert {name for name, recipe in PRESETS.items() if not recipe.methods} == {"plain", "dynamic", "weight-only"}
+    assert PRESETS["auto"] == replace(PRESETS["best"], name="auto", thrifty=True)
+    assert set(PRESETS["best"].methods) == set(METHODS)
+    assert not PRESETS["fast"].measured
+
+
+def test_the_former_name_of_the_default_still_means_it(tmp_path: Path) -> None:
+    assert load_recipe("default") is PRESETS["auto"]
+    assert load_recipe(written(tmp_path, 'base = "default"')) == replace(PRESETS["auto"], name="own")
 
 
 def test_a_recipe_stays_itself() -> None:
@@ -65,7 +73,10 @@ def test_a_file_says_only_what_differs_from_its_base(tmp_path: Path) -> None:
         weights = "int4"
         granularity = "block"
         block_size = 64
-        correct_bias = true
+        methods = ["correct-bias"]
+        measured = false
+        budget = "size 15 %"
+        bits = [4, 8]
         [[rules]]
         position = "first"
         keep_float = true
@@ -79,7 +90,8 @@ def test_a_file_says_only_what_differs_from_its_base(tmp_path: Path) -> None:
     """
     recipe = load_recipe(written(tmp_path, text))
     assert recipe == replace(
-        PRESETS["plain"], name="own", weights="int4", granularity="block", block_size=64, correct_bias=True,
+        PRESETS["plain"], name="own", weights="int4", granularity="block", block_size=64,
+        methods=("correct-bias",), measured=False, budget="size 15 %", bits=(4, 8),
         rules=(
             Rule(position="first", keep_float=True),
             Rule(
@@ -92,21 +104,26 @@ def test_a_file_says_only_what_differs_from_its_base(tmp_path: Path) -> None:
 
 
 def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
-    assert load_recipe(written(tmp_path, "")) == replace(PRESETS["default"], name="own")
+    assert load_recipe(written(tmp_path, "")) == replace(PRESETS["auto"], name="own")
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("weights = ", "could not read the recipe"),
-        ('base = "fast"', "expected 'base' to be one of default, plain"),
+        ('base = "slow"', f"expected 'base' to be one of {', '.join(PRESETS)}"),
         ("base = [1]", "expected 'base' to be one of"),
         ('wieghts = "int8"', "unknown key 'wieghts'"),
         ('name = "x"', "unknown key 'name'"),
         ("weights = 8", "expected 'weights' to be str, got 8"),
         ('weights = "int99"', "weights: expected a width of 2 to 16 bits"),
         ('activations = "float16"', "activations: expected a number type"),
-        ("migrate = 1", "expected 'migrate' to be bool, got 1"),
+        ("migrate = true", "unknown key 'migrate'"),
+        ("measured = 1", "expected 'measured' to be bool, got 1"),
+        ('methods = "migrate"', "expected 'methods' to be list, got 'migrate'"),
+        ('methods = ["migrate", "magic"]', "expected 'methods' to be some of migrate, equalize"),
+        ("bits = [3]", "expected 'bits' to be some of 4, 8, 16, 32, got 3"),
+        ('budget = "cheap"', "expected a budget such as 'size 3 MB'"),
         ("block_size = true", "expected 'block_size' to be int, got True"),
         ("block_size = -1", "expected 'block_size' to be 0 or more, got -1"),
         ('block_size = "32"', "expected 'block_size' to be int"),
@@ -136,8 +153,8 @@ def test_what_a_file_must_not_say(tmp_path: Path, text: str, said: str) -> None:
 def test_files_that_are_not_there_and_names_that_are_not_known(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"none\.toml: could not read the recipe"):
         load_recipe(tmp_path / "none.toml")
-    with pytest.raises(RecipeError, match=r"one of default, plain, dynamic, weight-only or a \.toml file, got 'fast'"):
-        load_recipe("fast")
+    with pytest.raises(RecipeError, match=rf"one of {', '.join(PRESETS)} or a \.toml file, got 'slow'"):
+        load_recipe("slow")
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(RecipeError, match="could not read the recipe"):
         load_recipe(tmp_path / "bytes.toml")

@@ -170,7 +170,9 @@ def quantize(  # noqa: PLR0913 - the command line's options, by the same names
             files={}, seconds=job.seconds, steps=made.steps,
             notes=job.notes,
         )  # fmt: skip
-        write_report(folder, summary, found_out, plan=made.plan, target=chosen)
+        write_report(
+            folder, summary, found_out or Analysis(steps=made.steps, front=made.front), plan=made.plan, target=chosen
+        )
         summary["files"] = describe_files(folder)
         write_summary(summary, folder / SUMMARY)
     return Result(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import narrowgauge.analysis.chain as chain_module
-from narrowgauge.analysis.chain import Case, Chain, Change, cuts, errors, first_cases, open_streams, output_noise
+from narrowgauge.analysis.chain import Case, Chain, Change, cuts, errors, first_cases, open_streams
 from narrowgauge.core.plan import Plan
 from narrowgauge.demo import digits, network_path
 from narrowgauge.errors import ModelError, RuntimeFailure
@@ -62,11 +62,6 @@ def test_two_changes_are_made_one_after_the_other() -> None:
     both.edit(network("float[n] x", "float[n] y", "y = Neg(x)").graph)
     assert log == [1, 2]
     assert first.with_change(Change(first=0, last=0)).edit is not None
-
-
-def test_noise_is_the_mean_of_the_outputs_shares() -> None:
-    assert output_noise(np.array([1.0, 0.0]), np.array([4.0, 0.0])) == 0.125
-    assert output_noise(np.array([1.0]), np.array([0.0])) == np.inf
 
 
 def test_masks_count_nothing_and_a_lost_number_everything() -> None:

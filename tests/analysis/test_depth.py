@@ -6,17 +6,19 @@ import math
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 
 from narrowgauge.analysis.chain import open_streams
 from narrowgauge.analysis.depth import cumulative_noise, decibels
 from narrowgauge.core.arithmetic import round_trip
 from narrowgauge.demo import digits, network_path
+from narrowgauge.graph.exposing import returning
 from narrowgauge.importers.onnx import load
 from narrowgauge.lowering.qdq import lower_to_qdq
 from tests.analysis.exact import batched, exact_plan
 from tests.calibration.networks import batches_of, branches, exposed, whole
 from tests.lowering.networks import hand_plan
-from tests.planning.networks import network, normal, planned, seen
+from tests.planning.networks import network, normal, planned, run, seen, sqnr
 
 MODEL = network(
     "float[n, 3, 6, 6] x", "float[n, 4, 6, 6] y",
@@ -88,3 +90,17 @@ def test_decibels() -> None:
     assert decibels(100.0, 1.0) == 20
     assert decibels(0.0, 0.0) == math.inf
     assert decibels(0.0, 1.0) == decibels(1.0, math.inf) == -math.inf
+
+
+def test_masks_of_minus_infinity_do_not_hide_the_error_beside_them() -> None:
+    mask = np.array([0, -np.inf, 0, 0], dtype=np.float32)
+    model = network(
+        "float[n, 6] x", "float[n, 4] y", "a = MatMul(x, w)  m = Add(a, mask)  y = Softmax(m)",
+        w=normal(6, 4, seed=1), mask=mask,
+    )  # fmt: skip
+    x = normal(8, 6)
+    plan = planned(model, seen(model, x))
+    streams = open_streams(model, model, plan, list(batches_of(model, {"x": x})))
+    found = {one.name: one for one in cumulative_noise(streams)}
+    real, rounded = (run(returning(each, ["m"]), x)[:, [0, 2, 3]] for each in (model, lower_to_qdq(model, plan)))
+    assert found["m"].sqnr_db == pytest.approx(sqnr(real, rounded), abs=0.01)

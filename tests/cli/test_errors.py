@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from narrowgauge.recipe import PRESETS
 from tests.cli import networks
 from tests.cli.running import error_of, no_leftovers, record
 
@@ -145,7 +146,7 @@ def test_missing_labels(here: Path) -> None:
     ("options", "expected"),
     [
         (("--target", "tflit"), "did you mean tflite"),
-        (("--recipe", "fancy"), "default, plain, dynamic, weight-only"),
+        (("--recipe", "fancy"), ", ".join(PRESETS)),
         (("--weights", "int77"), "weights: expected a width of 2 to 16 bits"),
         (("--weights", "float8"), "weights: expected a number type"),
         (("--activations", "nibble"), "activations: expected a number type"),

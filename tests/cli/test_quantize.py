@@ -27,7 +27,7 @@ def operators(path: Path) -> set[str]:
 def test_the_folder_holds_what_the_contract_says(written: Digits) -> None:
     no_leftovers(
         written.quantized, "model.onnx", "simulated.onnx", "integer.onnx", "float.onnx", "plan.json", "statistics.npz",
-        "summary.json", "original.onnx",
+        "summary.json", "original.onnx", "report.html", "analysis.json",
     )  # fmt: skip
     summary = json.loads((written.quantized / "summary.json").read_text())
     assert set(summary) >= FIGURES
@@ -55,15 +55,14 @@ def test_a_person_reads_accuracy_size_and_where_the_files_are(written: Digits, t
 
 def test_a_person_reads_it_on_one_screen(written: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for target in ("onnxruntime", "tflite"):
-        for recipe in ("default", "dynamic"):
-            text = done(
-                "quantize", network_path("digits_vit"), "--data", written.data, "--target", target, "--recipe", recipe,
-                "--out", f"{target}-{recipe}",
-            ).stdout  # fmt: skip
-            # Whether there is this note of two lines, the machine decides.
-            slower = "times slower than the float one" in " ".join(text.split())
-            assert len(text.splitlines()) <= 28 + 2 * slower, text
+    for target, recipe in (("onnxruntime", "auto"), ("onnxruntime", "dynamic"), ("tflite", "fast")):
+        text = done(
+            "quantize", network_path("digits_vit"), "--data", written.data, "--target", target, "--recipe", recipe,
+            "--out", f"{target}-{recipe}",
+        ).stdout  # fmt: skip
+        # Whether there is this note of two lines, the machine decides.
+        slower = "times slower than the float one" in " ".join(text.split())
+        assert len(text.splitlines()) <= 28 + 2 * slower, text
 
 
 def test_the_preprocessing_is_beside_the_network(tmp_path: Path) -> None:
@@ -138,26 +137,51 @@ def test_quiet_prints_nothing(written: Digits, tmp_path: Path) -> None:
 
 
 def test_a_missed_accuracy_ends_with_3_and_everything_is_written(written: Digits, tmp_path: Path) -> None:
+    """Where weights alone are quantized, nothing is recovered."""
     result = done(
-        "quantize", written.network, "--data", written.data, "--samples", 40, "--weights", "int2", "--recipe", "plain",
-        "--max-drop", 1, "--out", tmp_path / "o", code=3,
+        "quantize", written.network, "--data", written.data, "--samples", 40, "--weights", "int2", "--recipe",
+        "weight-only", "--max-drop", 1, "--out", tmp_path / "o", code=3,
     )  # fmt: skip
     assert result.stderr.startswith("accuracy missed: top1 fell by ")
     assert "WARNING" in result.stdout
     assert (tmp_path / "o" / "summary.json").exists()
 
 
-def test_a_reached_accuracy_ends_with_0(written: Digits, tmp_path: Path) -> None:
-    done("quantize", written.network, "--data", written.data, "--max-drop", 2, "--out", tmp_path / "o")
+@pytest.mark.parametrize("points", ["2", "2%"])
+def test_a_reached_accuracy_ends_with_0(written: Digits, tmp_path: Path, points: str) -> None:
+    summary = record(
+        "quantize", written.network, "--data", written.data, "--samples", 40, "--max-drop", points, "--out",
+        tmp_path / "o",
+    )  # fmt: skip
+    assert summary["steps"][0]["name"] == "plain ranges"
+    assert summary["steps"][-1]["drop"] <= 2
+    assert summary["float"]["top1"] - summary["quantized"]["top1"] <= 2
+
+
+@pytest.mark.parametrize("points", ["much", "-1", "101", "nan", "1 percent"])
+def test_an_accuracy_that_is_none_is_wrong_usage(written: Digits, tmp_path: Path, points: str) -> None:
+    arguments = ("quantize", written.network, "--data", written.data, f"--max-drop={points}", "--out", tmp_path / "o")
+    assert "percentage points from 0 to 100" in " ".join(done(*arguments, code=2).stderr.split())
+    assert not (tmp_path / "o").exists()
 
 
 def test_the_accuracy_is_the_agreement_where_there_are_no_labels(written: Digits, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.load(written.data)["image"])
     result = done(
-        "quantize", written.network, "--data", tmp_path / "x.npy", "--weights", "int2", "--recipe", "plain",
+        "quantize", written.network, "--data", tmp_path / "x.npy", "--weights", "int2", "--recipe", "weight-only",
         "--max-drop", 1, "--out", tmp_path / "o", code=3,
     )  # fmt: skip
     assert "the agreement with the float network fell by" in result.stderr
+
+
+def test_a_budget_chooses_bits_and_is_kept(written: Digits, tmp_path: Path) -> None:
+    arguments = ("quantize", written.network, "--data", written.data, "--samples", 40, "--recipe", "plain", "--quiet")
+    done(*arguments, "--budget", "size 20 %", "--out", tmp_path / "o")
+    analysis = json.loads((tmp_path / "o" / "analysis.json").read_text())
+    (taken,) = [point for point in analysis["front"] if point["chosen"]]
+    assert set(taken["bits"].values()) <= {4, 8, 16, 32}
+    assert len(set(taken["bits"].values())) > 1
+    assert "expected a budget" in error_of(*arguments[:-1], "--budget", "cheap", "--out", tmp_path / "p")
 
 
 def test_keep_float_is_repeatable_and_reported(written: Digits, tmp_path: Path) -> None:
@@ -190,15 +214,16 @@ def test_a_type_that_the_target_lacks_is_refused_for_its_format_and_simulated(
 ) -> None:
     out = tmp_path / "o"
     summary = record(
-        "quantize", written.network, "--data", written.data, "--weights", weights, "--target", target, "--out", out
-    )
+        "quantize", written.network, "--data", written.data, "--weights", weights, "--target", target, "--recipe",
+        "plain", "--out", out,
+    )  # fmt: skip
     assert [note for note in summary["notes"] if f"{target} cannot run this plan" in note and weights in note]
     assert not (out / "model.onnx").exists()
     assert (out / "simulated.onnx").exists()
 
 
 def test_fewer_samples_than_asked_are_split_and_noted(written: Digits, tmp_path: Path) -> None:
-    summary = record("quantize", written.network, "--data", written.data, "--out", tmp_path / "o")
+    summary = record("quantize", written.network, "--data", written.data, "--recipe", "plain", "--out", tmp_path / "o")
     assert "120 samples found, 256 asked for calibration: 90 calibrate, the other 30 check" in summary["notes"]
     assert summary["checked_samples"] == 30
 

@@ -17,9 +17,10 @@ CONVOLUTIONS = network(
 )  # fmt: skip
 
 PRODUCTS = network(
-    "float[n, 7, 5] x, float[n, 6] z", "float[n, 7, 3] y, float[n, 2] u, float[n, 7, 5] v",
-    "y = MatMul(x, w)  u = Gemm<transB = 1>(z, g)  v = Relu(x)",
-    w=normal(5, 3), g=normal(2, 6),
+    "float[n, 7, 5] x, float[n, 6] z",
+    "float[n, 7, 3] y, float[n, 2] u, float[n, 7, 5] v, float[4, 7, 2] s, float[n, 7] p",
+    "y = MatMul(x, w)  u = Gemm<transB = 1>(z, g)  v = Relu(x)  s = MatMul(x, stack)  p = MatMul(x, vector)",
+    w=normal(5, 3), g=normal(2, 6), stack=normal(4, 5, 2), vector=normal(5),
 )  # fmt: skip
 
 
@@ -32,6 +33,8 @@ PRODUCTS = network(
         (PRODUCTS, "y", 7 * 3 * 5),
         (PRODUCTS, "u", 2 * 6),
         (PRODUCTS, "v", 0),
+        (PRODUCTS, "s", 4 * 7 * 2 * 5),
+        (PRODUCTS, "p", 7 * 5),
     ],
 )
 def test_multiplications(model: ir.Model, output: str, expected: int) -> None:

@@ -94,14 +94,6 @@ def test_quantized_pieces_equal_the_quantized_network() -> None:
         np.testing.assert_allclose(stream.values[name][0], array, rtol=1e-6, atol=1e-6)
 
 
-def test_given_values_replace_those_of_the_stream() -> None:
-    stream = Stream.start([{"x": normal(3, 6)}])
-    part = piece(BRANCHES, list(BRANCHES.graph)[:2], ["b"])
-    zero = {"x": [np.zeros((3, 6), np.float32)]}
-    np.testing.assert_array_equal(stream.run(part, zero)["b"][0], 0)
-    assert "b" not in stream.values
-
-
 def test_a_feed_that_does_not_fit_is_one_clear_error() -> None:
     stream = Stream.start([{"x": normal(3, 5)}])
     with pytest.raises(RuntimeFailure, match="part of the network"):

@@ -66,3 +66,8 @@ def test_measured_noise_equals_a_run_by_hand() -> None:
     reference, candidate = (run(each, FEED).astype(np.float64) for each in (one, other))
     expected = np.square(candidate - reference).sum() / np.square(reference).sum()
     assert OutputNoise(one, list(batches_of(one, {"x": FEED}))).of_network(other) == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_a_float_output_nothing_is_measured() -> None:
+    indices = network("float[n, 8] x", "int64[n] y", "y = ArgMax<axis=1, keepdims=0>(x)")
+    assert math.isnan(OutputNoise(indices, list(batches_of(indices, {"x": FEED}))).of_network(indices))

@@ -62,3 +62,15 @@ def test_the_layer_that_hurts_most_for_its_size_gets_the_bits_first() -> None:
     }
     assert within(layers, 150).bits == {"tiny": 8, "large": 4}
     assert [point.bits["tiny"] for point in pareto_front(layers)] == [4, 8, 8]
+
+
+def test_what_a_width_breaks_hides_no_width_between() -> None:
+    layers = {
+        "layer": [
+            Option(bits=2, cost=1, noise=float("inf")),
+            Option(bits=4, cost=2, noise=0.1),
+            Option(bits=8, cost=4, noise=0.0),
+        ]
+    }
+    assert [point.bits["layer"] for point in pareto_front(layers)] == [2, 4, 8]
+    assert within(layers, 3).bits == {"layer": 4}

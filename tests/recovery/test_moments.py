@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,3 +41,21 @@ def test_errors_are_those_of_the_rows() -> None:
     np.testing.assert_allclose(seen.mean_error(weights), off.mean(axis=1), rtol=1e-3, atol=1e-5)
     spread = np.square(off - off.mean(axis=1, keepdims=True)).sum(axis=1)
     np.testing.assert_allclose(seen.centered().error(weights), spread, rtol=1e-3)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-3], ids=["constant", "nearly constant"])
+def test_large_means_do_not_drown_what_varies(spread: float) -> None:
+    x = (1000 + 100 * normal(1, 1, 6)) * (1 + spread * normal(1, 4001, 6, seed=1))
+    x = x.astype(np.float32)
+    found = moments(x, x[:, :, :2]).centered()
+    off = (x - x.mean(axis=1, keepdims=True, dtype=np.float64)).astype(np.float64)
+    wanted = off.transpose(0, 2, 1) @ off
+    np.testing.assert_allclose(found.gram, wanted, rtol=1e-3, atol=1e-3 * float(np.abs(wanted).max()) + 1)
+    assert np.linalg.eigvalsh(found.gram).min() > 0
+
+
+def test_moments_of_numbers_whose_squares_leave_float32_are_not_finite() -> None:
+    rows = np.full((1, 4, 2), 1e30, dtype=np.float32) * np.array([1, -1, 1, -1], dtype=np.float32)[:, None]
+    seen = moments(rows, rows).merge(moments(rows, -rows))
+    assert not np.isfinite(seen.gram).all()
+    assert not np.isfinite(seen.cross).any()

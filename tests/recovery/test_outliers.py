@@ -181,7 +181,7 @@ def test_what_arrives_in_integers_is_not_split_by_the_pipeline(target: str, ligh
 
 def taming() -> Recipe:
     """A recipe of nothing but the taming of outliers."""
-    return Recipe(name="tame", estimator="max", refine_ranges=False, correct_bias=False)
+    return Recipe(name="tame", estimator="max", methods=("migrate",))
 
 
 def test_the_outlier_of_a_real_transformer_is_found(zoo: Path) -> None:

@@ -134,3 +134,13 @@ def test_few_rows_are_trusted_less_than_many() -> None:
     many = best_ridge(weights, [half(20000, 1), half(20000, 2)], held, RULE)
     assert few.target > many.target
     assert best_ridge(weights, [half(60, 1)], held, RULE) == RIDGES[0]
+
+
+def test_inputs_that_never_change_are_rounded_too() -> None:
+    weights = normal(1, 4, 8, seed=3)
+    still = np.broadcast_to(1000 + 100 * normal(1, 1, 8), (1, 500, 8)).astype(np.float32)
+    found = seen(still, weights)
+    for moved in (found, found.centered()):
+        scale, levels = round_to_moments(weights, moved, grid(weights, 4, (1, 1, 4)), RULE, ridge=RIDGES[-1])
+        assert np.isfinite(scale).all()
+        assert np.isfinite(levels).all()

@@ -13,8 +13,10 @@ import pytest
 from narrowgauge.calibration.collect import collect
 from narrowgauge.core.arithmetic import quantize, round_trip
 from narrowgauge.core.encoding import Encoding
+from narrowgauge.core.granularity import PerTensor
 from narrowgauge.core.numbers import integer_type
 from narrowgauge.core.plan import FloatNode, Plan
+from narrowgauge.core.ranges import encoding_from_range
 from narrowgauge.data.batches import Batch
 from narrowgauge.errors import PlanError
 from narrowgauge.graph.constants import set_constant
@@ -327,3 +329,19 @@ def test_samples_without_rows_change_nothing() -> None:
     _, same, done = optimize(CHAIN, plan, [Rows({"x": SAMPLES[:0]})], threads=1)
     assert same.same_as(plan)
     assert done == ()
+
+
+def test_a_bias_behind_a_rounded_product_is_kept() -> None:
+    """The product's own saturation stands between it and the addition in the stream that is aimed at."""
+    bias = 5 + normal(1, 1, 5)
+    model = network(
+        "float[n, 4, 6] x", "float[n, 4, 3] y", "m = MatMul(x, w1)\n a = Add(m, b)\n y = MatMul(a, w2)",
+        w1=normal(6, 5, seed=1), b=bias, w2=normal(5, 3, seed=2),
+    )  # fmt: skip
+    x = normal(16, 4, 6)
+    plan = planned(model, seen(model, x))
+    product = encoding_from_range(-6, 6, integer_type("int8"), PerTensor())
+    plan = replace(plan, float_nodes=(), float_outputs=(), encodings={**plan.encodings, "m": product})
+    better, _, done = optimize(model, plan, fed(x), bias_bits=0, threads=1)
+    assert [one.value for one in done] == ["w1"]
+    np.testing.assert_allclose(weights_of(better, "b"), bias, atol=0.2)

@@ -38,8 +38,16 @@ class Example:
     analysis: Analysis
     plan: Plan
     target: Target
-    steps: tuple[Step, ...]
-    front: tuple[Choice, ...]
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What recovery tried."""
+        return self.analysis.steps
+
+    @property
+    def front(self) -> tuple[Choice, ...]:
+        """What mixed precision could choose from."""
+        return self.analysis.front
 
 
 def example(layers: int = 8, *, prefix: str = "") -> Example:
@@ -81,6 +89,7 @@ def example(layers: int = 8, *, prefix: str = "") -> Example:
     analysis = Analysis(
         losses=tuple(losses), distributions=distributions, sensitivities=tuple(sensitivities), depth=tuple(depth),
         noise=noise, samples=64, seconds={"loss": 1.2, "sensitivity": 24.0}, notes=("64 samples were analysed",),
+        steps=_steps(), front=_front(layers, prefix),
     )  # fmt: skip
     worst = analysis.ranking()[0]
     outlier = Outlier(
@@ -90,7 +99,7 @@ def example(layers: int = 8, *, prefix: str = "") -> Example:
     analysis = replace(analysis, remedies=_remedies(worst, noise), outliers=(outlier,))
     return Example(
         summary=_summary(prefix), analysis=analysis, plan=_plan(encodings, layers, prefix),
-        target=load_target("onnxruntime"), steps=_steps(), front=_front(layers, prefix),
+        target=load_target("onnxruntime"),
     )  # fmt: skip
 
 

@@ -20,12 +20,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)>&amp;'\"`${1}<!--é 日本"
 
 
 def written(shown: Example, path: Path) -> Path:
-    path.write_text(
-        render(
-            shown.summary, shown.analysis, plan=shown.plan, target=shown.target, steps=shown.steps, front=shown.front
-        ),
-        encoding="utf-8",
-    )
+    path.write_text(render(shown.summary, shown.analysis, plan=shown.plan, target=shown.target), encoding="utf-8")
     return path
 
 
@@ -164,7 +159,7 @@ def test_every_picture_has_a_table(page: Any, shown: Example) -> None:
     page.locator("#network").get_by_text("The same as a table").click()
     expect(page.locator("#network-table tbody tr")).to_have_count(24)
     page.locator("#front").get_by_text("The same as a table").click()
-    expect(page.locator("#front-table tbody tr")).to_have_count(len(shown.front))
+    expect(page.locator("#front-table tbody tr")).to_have_count(len(shown.analysis.front))
 
 
 # --- the network ----------------------------------------------------------------------------------------------

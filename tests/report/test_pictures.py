@@ -13,7 +13,7 @@ from tests.report.example import Example, example
 
 
 def drawn(shown: Example, analysis: Analysis) -> dict:
-    found = pictures(shown.plan, analysis, tensors(shown.plan, analysis), shown.front)
+    found = pictures(shown.plan, analysis, tensors(shown.plan, analysis))
     return json.loads(json.dumps(found, allow_nan=False))
 
 
@@ -92,5 +92,5 @@ def test_pictures_are_limited_to_the_most_costly() -> None:
     analysis = Analysis(distributions={n: Distribution(name=n, edges=(0.0, 1.0), density=(1.0,)) for n in names})
     encoding = example(2).plan.encodings["0.weight"]
     plan = Plan(target="t", encodings=dict.fromkeys(names, encoding))
-    found = pictures(plan, analysis, tensors(plan, analysis), ())
+    found = pictures(plan, analysis, tensors(plan, analysis))
     assert [tensor["distribution"] is None for tensor in found["tensors"]] == [False] * PICTURES + [True]

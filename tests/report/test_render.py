@@ -30,8 +30,8 @@ def shown() -> Example:
 
 def rendered(shown: Example, **changes: Any) -> str:
     return render(**(
-        {"summary": shown.summary, "analysis": shown.analysis, "plan": shown.plan, "target": shown.target,
-         "steps": shown.steps, "front": shown.front} | changes
+        {"summary": shown.summary, "analysis": shown.analysis, "plan": shown.plan, "target": shown.target}
+        | changes
     ))  # fmt: skip
 
 
@@ -100,11 +100,10 @@ def test_what_was_measured_is_on_the_page(shown: Example) -> None:
     "changes",
     [
         {"analysis": None},
-        {"analysis": None, "steps": (), "front": ()},
         {"analysis": Analysis()},
         {"analysis": Analysis(noise=float("nan"), samples=3)},
         {"summary": {}},
-        {"summary": {}, "analysis": None, "plan": Plan(target="onnxruntime", encodings={}), "steps": (), "front": ()},
+        {"summary": {}, "analysis": None, "plan": Plan(target="onnxruntime", encodings={})},
         {"plan": Plan(target="onnxruntime", encodings={})},
     ],
 )

@@ -7,7 +7,7 @@ from narrowgauge.core.encoding import DynamicEncoding, Encoding
 from narrowgauge.core.granularity import PerAxis, PerBlock, PerTensor
 from narrowgauge.core.numbers import integer_type
 from narrowgauge.core.plan import Plan
-from narrowgauge.report.tensors import Tensor, error_change, granularity_words, role, tensors, words, worst
+from narrowgauge.report.tensors import Tensor, error_change, role, scale_words, tensors, words, worst
 from tests.report.example import example
 
 LOSS = TensorLoss(
@@ -129,4 +129,4 @@ def test_blocks_in_words() -> None:
     blocks = Encoding(
         type=integer_type("int4"), granularity=PerBlock(0, 32), scale=[[1.0]], zero_point=[[0]]  # type: ignore[arg-type]
     )  # fmt: skip
-    assert granularity_words(blocks) == "axis 0, blocks of 32"
+    assert scale_words(blocks) == "axis 0, blocks of 32"

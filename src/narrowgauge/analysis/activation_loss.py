@@ -17,10 +17,11 @@ import onnxruntime
 
 from narrowgauge.analysis.loss_sums import LossSums, element_sums, no_sums
 from narrowgauge.analysis.roundings import Rounding, roundings
-from narrowgauge.calibration.collect import Batch
 from narrowgauge.core.plan import Plan
-from narrowgauge.errors import DataError, RuntimeFailure
-from narrowgauge.graph.engine import available_cores, open_session
+from narrowgauge.errors import DataError
+from narrowgauge.graph.engine import available_cores, open_session, run_session
+from narrowgauge.graph.exposing import in_rounds, returning
+from narrowgauge.graph.feeds import Batch, named, sample_rows
 from narrowgauge.graph.roles import clip_bounds, clips_only
 
 # Bytes of the values that leave the engine together; more is done in several rounds per batch.
@@ -67,7 +68,8 @@ def activation_sums(
         raise DataError("no sample to measure the loss on: the data are empty")
     threads = threads or available_cores()
     workers = min(threads, _MOST_WORKERS)  # batches side by side use the cores better than one batch on all of them
-    groups = _groups(found, _sizes(model, first))
+    sizes = _sizes(model, first)
+    groups = in_rounds(found, lambda one: _bytes(one.value, sizes), _ROUND_BYTES)
     rounds = [_open_round(model, group, threads=max(1, threads // workers)) for group in groups]
     sums = {one.name: no_sums(one.encoding.type.levels) for one in found}
     pending: deque[tuple[Future[dict[str, LossSums]], int]] = deque()
@@ -114,29 +116,15 @@ def _sizes(model: ir.Model, batch: Batch) -> dict[str, int]:
     }
 
 
-def _groups(found: Sequence[Rounding], sizes: Mapping[str, int]) -> list[list[Rounding]]:
-    """Cut values, in the network's order, into groups whose known sizes stay within a bound."""
-    groups: list[list[Rounding]] = []
-    held = 0
-    for one in found:
-        shape = one.value.shape or ()
-        size = 4 * math.prod(each if isinstance(each, int) else sizes.get(str(each.value), 1) for each in shape)
-        if not groups or held + size > _ROUND_BYTES:
-            groups.append([])
-            held = 0
-        groups[-1].append(one)
-        held += size
-    return groups
+def _bytes(value: ir.Value, sizes: Mapping[str, int]) -> int:
+    """Bytes of a value as far as its size is known."""
+    return 4 * math.prod(one if isinstance(one, int) else sizes.get(str(one.value), 1) for one in value.shape or ())
 
 
 def _open_round(model: ir.Model, group: list[Rounding], *, threads: int) -> _Round:
     names = [one.name for one in group if one.node is not None]
-    copy = model.clone()
-    if names:  # else only inputs are looked at: the network runs as it is
-        written = {str(value.name): value for node in copy.graph for value in node.outputs}
-        copy.graph.outputs.clear()
-        copy.graph.outputs.extend(written[name] for name in names)
-    return _Round(session=open_session(copy, threads=threads), names=names, roundings=group)
+    network = returning(model, names) if names else model  # else only inputs are looked at
+    return _Round(session=open_session(network, threads=threads), names=names, roundings=group)
 
 
 def _batch_sums(rounds: Sequence[_Round], batch: Batch) -> dict[str, LossSums]:
@@ -144,10 +132,10 @@ def _batch_sums(rounds: Sequence[_Round], batch: Batch) -> dict[str, LossSums]:
     for round_ in rounds:
         values = _run(round_, batch)
         for one in round_.roundings:
-            rows = _counted_rows(values.pop(one.name), batch)
+            rows = sample_rows(values.pop(one.name), batch)
             if rows.size and not (np.isfinite(rows.min()) and np.isfinite(rows.max())):
                 raise DataError(
-                    f"value {one.name!r} holds NaN or infinity on {_named(batch)}: leave the sample out, or mend the "
+                    f"value {one.name!r} holds NaN or infinity on {named(batch)}: leave the sample out, or mend the "
                     "network"
                 )
             clipper = clips_only(one.value)
@@ -160,22 +148,4 @@ def _batch_sums(rounds: Sequence[_Round], batch: Batch) -> dict[str, LossSums]:
 def _run(round_: _Round, batch: Batch) -> dict[str, npt.NDArray[Any]]:
     """What is rounded of a batch: the engine's outputs, and what it was fed."""
     feed = dict(batch.feed)
-    try:
-        outputs = round_.session.run(round_.names, feed) if round_.names else []
-    except Exception as error:  # ONNX Runtime raises bare classes of its own that share no base
-        message = " ".join(str(error).split())
-        raise RuntimeFailure(f"ONNX Runtime could not run the network on {_named(batch)}: {message}") from None
-    return feed | dict(zip(round_.names, outputs, strict=True))
-
-
-def _named(batch: Batch) -> str:
-    return f"sample {batch.names[0]}" if len(batch.names) == 1 else f"samples {batch.names[0]} to {batch.names[-1]}"
-
-
-def _counted_rows(value: npt.NDArray[Any], batch: Batch) -> npt.NDArray[Any]:
-    """Leave out the rows that only fill a fixed batch; of a value whose first axis is not the batch, nothing."""
-    fed = [array for array in batch.feed.values() if array.ndim]
-    rows, count = {len(array) for array in fed}, batch.count
-    if value.ndim == 0 or rows != {len(value)} or len(value) <= count:
-        return value
-    return value[:count] if all((array[count:] == array[count - 1]).all() for array in fed) else value
+    return feed | run_session(round_.session, round_.names, feed, what=f"the network on {named(batch)}")

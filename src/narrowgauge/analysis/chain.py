@@ -23,11 +23,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
-from narrowgauge.analysis.evaluate import LabelledBatch
+from narrowgauge.analysis.energies import energy, error_energy
 from narrowgauge.core.encoding import AnyEncoding
 from narrowgauge.core.plan import Plan
-from narrowgauge.errors import DataError, ModelError, RuntimeFailure
-from narrowgauge.graph.engine import available_cores, open_session, weight_bytes
+from narrowgauge.errors import DataError, ModelError
+from narrowgauge.graph.engine import available_cores, open_session, run_session
+from narrowgauge.graph.feeds import Batch, sample_rows
 from narrowgauge.graph.pieces import alive_after, outer_inputs, piece, plan_for
 from narrowgauge.graph.roles import is_constant, is_float
 from narrowgauge.lowering.parameters import check_names
@@ -96,13 +97,11 @@ class Part:
         session: None where nothing behind them reads what they write.
         inputs: names of what they read.
         outputs: names of what they give.
-        bytes: of their weights.
     """
 
     session: onnxruntime.InferenceSession | None
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    bytes: int
 
     def __call__(self, values: Values) -> dict[str, Array]:
         """Run on one batch.
@@ -112,12 +111,8 @@ class Part:
         """
         if self.session is None:
             return {}
-        try:
-            arrays = self.session.run(self.outputs, {name: values[name] for name in self.inputs})
-        except Exception as error:  # ONNX Runtime raises bare classes of its own that share no base
-            message = " ".join(str(error).split())
-            raise RuntimeFailure(f"ONNX Runtime could not run a part of the network: {message}") from None
-        return dict(zip(self.outputs, arrays, strict=True))
+        feed = {name: values[name] for name in self.inputs}
+        return run_session(self.session, self.outputs, feed, what="a part of the network")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,7 +160,7 @@ class Chain:
         wanted = self.alive[stop - 1] | set(also)
         outputs = [str(value.name) for node in nodes for value in node.outputs if value.name in wanted]
         if not outputs:
-            return Part(session=None, inputs=(), outputs=(), bytes=0)
+            return Part(session=None, inputs=(), outputs=())
         section = piece(self.model, nodes, outputs)
         plan = self.plan
         if change is not None:
@@ -177,7 +172,6 @@ class Chain:
             session=open_session(lowered, threads=1, simulate=True, arena=False),
             inputs=tuple(str(value.name) for value in lowered.graph.inputs),
             outputs=tuple(outputs),
-            bytes=weight_bytes(section),
         )
 
     def finish(self, values: Values, segment: int) -> dict[str, Array]:
@@ -238,7 +232,7 @@ class Case:
 
     def signals(self) -> Energies:
         """Energy of each output, `(outputs,)`: the sum of squares of its finite numbers."""
-        return np.array([_energy(np.where(np.isfinite(one), one, 0)) for one in self.outputs.values()])
+        return np.array([energy(one) for one in self.outputs.values()])
 
     def errors(self, values: Values) -> Energies:
         """Energy of the error of each output, `(outputs,)`, over the elements that are finite in the float network."""
@@ -249,29 +243,7 @@ def _error(name: str, reference: Array, other: Array) -> float:
     other = other[: len(reference)] if reference.ndim else other  # rows that fill a batch are cut off
     if other.shape != reference.shape:
         raise ModelError(f"output {name!r}: expected shape {reference.shape} again, got {other.shape}")
-    finite = np.isfinite(reference)
-    with np.errstate(invalid="ignore", over="ignore"):
-        energy = _energy(np.where(finite, other.astype(np.float64) - np.where(finite, reference, 0), 0))
-    return energy if math.isfinite(energy) else math.inf
-
-
-def _energy(array: Array) -> float:
-    flat = np.ascontiguousarray(array, dtype=np.float64).reshape(-1)
-    return float(np.dot(flat, flat))
-
-
-def output_noise(errors: Energies, signals: Energies) -> float:
-    """Energy of the errors relative to the signals', the mean over the outputs.
-
-    An output without an error counts 0, one of zeros with an error infinity. The same as `recovery.measure` takes.
-
-    Args:
-        errors: of each output, summed over the samples, `(outputs,)`.
-        signals: likewise.
-    """
-    shares = [0.0 if error == 0 else error / signal if signal > 0 else math.inf
-              for error, signal in zip(errors.tolist(), signals.tolist(), strict=True)]  # fmt: skip
-    return sum(shares) / max(len(shares), 1)
+    return error_energy(reference, other)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -290,17 +262,12 @@ class Streams:
     cases: tuple[Case, ...]
     threads: int
 
-    @property
-    def samples(self) -> int:
-        """How many samples there are."""
-        return sum(case.count for case in self.cases)
-
 
 def open_streams(
     reference: ir.Model,
     network: ir.Model,
     plan: Plan,
-    batches: Sequence[LabelledBatch],
+    batches: Sequence[Batch],
     *,
     threads: int | None = None,
 ) -> Streams:
@@ -331,7 +298,7 @@ def open_streams(
     with ThreadPoolExecutor(workers) as pool:
         results = list(pool.map(lambda batch: chain.finish(batch.feed, 0), batches))
     cases = tuple(
-        Case(feed=batch.feed, count=batch.count, outputs={name: _samples(values[name], batch) for name in outputs})
+        Case(feed=batch.feed, count=batch.count, outputs={name: sample_rows(values[name], batch) for name in outputs})
         for batch, values in zip(batches, results, strict=True)
     )
     return Streams(reference=chain, quantized=Chain.open(network, plan), cases=cases, threads=workers)
@@ -348,13 +315,6 @@ def _check_alike(reference: ir.Model, network: ir.Model) -> None:
 
 def _said(node: ir.Node | None) -> str:
     return "no node" if node is None else f"{node.op_type} {node.name!r}"
-
-
-def _samples(array: Array, batch: LabelledBatch) -> Array:
-    """Leave out the rows that only fill a fixed batch."""
-    rows = {len(one) for one in batch.feed.values() if one.ndim}
-    fills = len(rows) == 1 and batch.count < max(rows) and array.shape[:1] == (max(rows),)
-    return array[: batch.count] if fills else array
 
 
 def errors(
@@ -454,7 +414,7 @@ def _weights_within(chain: Chain, change: Change) -> int:
 
 def _cases_together(chain: Chain, cases: Sequence[Case]) -> int:
     """How many batches may be on their way together, by the bytes that the first one has alive at the cuts."""
-    if not cases:
+    if len(cases) < 2:
         return 1
     state, most = dict(cases[0].feed), 1
     for segment in range(len(chain.parts)):

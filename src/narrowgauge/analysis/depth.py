@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from narrowgauge.analysis.chain import Case, Chain, Part, Streams, first_cases
+from narrowgauge.analysis.energies import energy, error_energy
 from narrowgauge.analysis.records import ValueNoise
 from narrowgauge.core.arithmetic import round_trip
 from narrowgauge.core.encoding import Encoding
@@ -101,7 +101,7 @@ class _Comparison:
     def __post_init__(self) -> None:
         chains = (self.streams.reference, self.streams.quantized)
         self.parts = [
-            (_exposed(chains[0], ends, self.wanted), _exposed(chains[1], ends, self.wanted))
+            (chains[0].part(*ends, also=self.wanted), chains[1].part(*ends, also=self.wanted))
             for ends in itertools.pairwise(chains[0].cuts)
         ]
         self.rounds = _rounded_by_readers(self.streams.quantized, self.wanted)
@@ -126,26 +126,7 @@ class _Comparison:
             other = round_trip(other, self.rounds[name]).astype(other.dtype)
         if reference.shape != other.shape:
             return 0.0, math.inf
-        with np.errstate(invalid="ignore", over="ignore"):
-            error = np.where(reference == other, 0, other - reference) if _odd(reference) else other - reference
-        total = _energy(error)
-        return _energy(reference), total if math.isfinite(total) else math.inf
-
-
-def _odd(array: Array) -> bool:
-    """Whether some numbers are not finite (masks of minus infinity)."""
-    return not bool(np.isfinite(array.sum(dtype=np.float64)))
-
-
-def _energy(array: Array) -> float:
-    """Sum of squares of the finite numbers if the sum is not finite, else of all; float32 products, float64 sums."""
-    flat = np.ascontiguousarray(array).reshape(-1)
-    pieces = [flat[start : start + 65_536] for start in range(0, flat.size, 65_536)]
-    return float(sum(float(np.dot(part, part)) for part in pieces))
-
-
-def _exposed(chain: Chain, ends: tuple[int, int], wanted: Sequence[str]) -> Part:
-    return chain.part(*ends, also=set(wanted))
+        return energy(reference), error_energy(reference, other)
 
 
 def _rounded_by_readers(chain: Chain, wanted: Sequence[str]) -> dict[str, Encoding]:

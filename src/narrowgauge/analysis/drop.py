@@ -25,5 +25,8 @@ def accuracy_drop(
         name = list(before)[-1] if own else "top1"
         return name, before[name] - after[name]
     if agreement is None:
-        raise DataError("--max-drop needs something to judge by: give --data with labels, or a --metric")
+        raise DataError(
+            "a bound of accuracy (--max-drop, or --budget 'drop ...') needs something to judge by: "
+            "give --data with labels, or a --metric"
+        )
     return "the agreement with the float network", 100.0 - agreement

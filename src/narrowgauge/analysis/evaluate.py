@@ -15,26 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from narrowgauge.errors import DataError, RecipeError
+from narrowgauge.graph.feeds import Batch, sample_rows
 
 Array = npt.NDArray[Any]
 Outputs = Mapping[str, Array]
 Run = Callable[[Mapping[str, Array]], Outputs]
 
 
-class LabelledBatch(Protocol):
+class LabelledBatch(Batch, Protocol):
     """Some samples that go through both networks."""
-
-    @property
-    def feed(self) -> Mapping[str, Array]:
-        """Input name -> array."""
-
-    @property
-    def count(self) -> int:
-        """How many of the rows are samples."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Who each sample is, for messages."""
 
     @property
     def labels(self) -> Sequence[int | None]:
@@ -101,8 +90,10 @@ def compare_runs(
     tally = _Tally()
     judges = [_Judge(metric), _Judge(metric)]
     for batch in batches:
-        first, second = reference(batch.feed), candidate(batch.feed)
-        first, second = _cut(first, batch), _cut(second, batch)
+        first, second = (
+            {name: sample_rows(value, batch) for name, value in run(batch.feed).items()}
+            for run in (reference, candidate)
+        )
         tally.add(first, second, batch)
         for judge, outputs in zip(judges, (first, second), strict=True):
             judge.add(outputs, batch)
@@ -218,17 +209,6 @@ def _scores(outputs: Outputs) -> Array | None:
     first = next(iter(outputs.values()), None)
     usable = first is not None and 2 <= first.ndim <= 3 and first.shape[-1] >= 2 and first.dtype.kind == "f"
     return first if usable else None
-
-
-def _cut(outputs: Outputs, batch: LabelledBatch) -> Outputs:
-    """Leave out the rows that only fill a fixed batch; outputs whose first axis is another one stay whole."""
-    arrays = [array for array in batch.feed.values() if array.ndim]
-    rows, count = {len(array) for array in arrays}, batch.count
-    if len(rows) != 1 or max(rows) <= count:
-        return outputs
-    if not all((array[count:] == array[count - 1]).all() for array in arrays):  # a feed without a batch axis
-        return outputs
-    return {name: value[:count] if value.shape[:1] == (max(rows),) else value for name, value in outputs.items()}
 
 
 class _Judge:

@@ -15,10 +15,10 @@ from narrowgauge.analysis.histogram_loss import histogram_sums
 from narrowgauge.analysis.loss_sums import FloatArray, LossSums, element_sums, entropy_bits
 from narrowgauge.analysis.records import TensorLoss
 from narrowgauge.analysis.roundings import Rounding, roundings
-from narrowgauge.calibration.collect import Batch
 from narrowgauge.calibration.statistics import Statistics
-from narrowgauge.core.granularity import Granularity, PerAxis, PerBlock
+from narrowgauge.core.granularity import granularity_words
 from narrowgauge.core.plan import Plan
+from narrowgauge.graph.feeds import Batch
 from narrowgauge.graph.shapes import dimensions
 
 
@@ -106,7 +106,7 @@ def _loss(one: Rounding, sums: LossSums, *, measured: bool) -> TensorLoss:
         operator=one.node.op_type if one.node is not None else "",
         depth=one.depth,
         type=kind.name,
-        granularity=_described(one.encoding.granularity),
+        granularity=granularity_words(one.encoding.granularity),
         shape=_shape(one.value),
         range=(float(one.encoding.minimum.min()), float(one.encoding.maximum.max())),
         seen=(sums.minimum, sums.maximum),
@@ -121,14 +121,6 @@ def _loss(one: Rounding, sums: LossSums, *, measured: bool) -> TensorLoss:
         wasted_bits=kind.bits - entropy,
         measured=measured,
     )
-
-
-def _described(granularity: Granularity) -> str:
-    if isinstance(granularity, PerAxis):
-        return f"axis {granularity.axis}"
-    if isinstance(granularity, PerBlock):
-        return f"axis {granularity.axis}, blocks of {granularity.size}"
-    return "tensor"
 
 
 def _shape(value: ir.Value) -> str:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,10 @@ import onnx_ir as ir
 
 from narrowgauge.analysis.records import Outlier
 from narrowgauge.calibration.statistics import Statistics, TensorStatistics
-from narrowgauge.errors import RuntimeFailure
 from narrowgauge.graph.constants import constant_array
 from narrowgauge.graph.edits import is_operator
-from narrowgauge.graph.engine import open_session
+from narrowgauge.graph.engine import open_session, run_session
+from narrowgauge.graph.feeds import Batch
 from narrowgauge.graph.pieces import piece
 from narrowgauge.graph.roles import activation_inputs, weight_inputs
 from narrowgauge.graph.shapes import dimensions
@@ -44,18 +44,6 @@ _ALONE = 2.0
 # Positions are named where at least half of the samples have the outlier there, unless those are more than so many.
 _USUAL = 0.5
 _MOST_POSITIONS = 16
-
-
-class Batch(Protocol):
-    """Some samples that go through the network together."""
-
-    @property
-    def feed(self) -> Mapping[str, Array]:
-        """Input name -> array."""
-
-    @property
-    def count(self) -> int:
-        """How many of the rows are samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,12 +433,8 @@ def _positions(
         if session is None:
             session = open_session(piece(model, list(model.graph), names), threads=threads)
         wanted = {entry.name for entry in session.get_inputs()}
-        try:
-            arrays = session.run(names, {name: array for name, array in batch.feed.items() if name in wanted})
-        except Exception as error:  # ONNX Runtime raises bare classes of its own that share no base
-            message = " ".join(str(error).split())
-            raise RuntimeFailure(f"ONNX Runtime could not run the network: {message}") from None
-        values = dict(zip(names, arrays, strict=True))
+        feed = {name: array for name, array in batch.feed.items() if name in wanted}
+        values = run_session(session, names, feed)
         samples += batch.count
         for key, (place, outlier) in places.items():
             rows = _rows(values.get(str(place.value.name)), place, batch.count)

@@ -18,8 +18,8 @@ from narrowgauge.analysis.chain import (
     errors,
     first_cases,
     inner_values,
-    output_noise,
 )
+from narrowgauge.analysis.energies import output_noise
 from narrowgauge.analysis.records import Remedy
 from narrowgauge.analysis.sensitivity import QuantizedTensor, difference, left_float
 from narrowgauge.calibration.ranges import Range, estimator

@@ -29,8 +29,8 @@ from narrowgauge.analysis.chain import (
     base_errors,
     errors,
     first_cases,
-    output_noise,
 )
+from narrowgauge.analysis.energies import output_noise
 from narrowgauge.analysis.records import Kind, Sensitivity
 from narrowgauge.core.encoding import Encoding, same_encoding
 from narrowgauge.core.plan import Plan
@@ -128,13 +128,12 @@ def _written(node: ir.Node, owner: Mapping[str, QuantizedTensor]) -> QuantizedTe
     """The first quantized value behind a node, through its bias and activation function."""
     value = node.outputs[0]
     while str(value.name) not in owner:
-        follower = bias_addition(node) if value is node.outputs[0] else None
-        follower = follower or sole_consumer(value)
-        if follower is None or weight_inputs(follower) or len(list(activation_inputs(follower))) > 1:
-            fused = follower is not None and follower is bias_addition(node)
-            if not fused:
-                return None
-        assert follower is not None
+        bias = bias_addition(node) if value is node.outputs[0] else None
+        follower = bias or sole_consumer(value)
+        if follower is None:
+            return None
+        if bias is None and (weight_inputs(follower) or len(list(activation_inputs(follower))) > 1):
+            return None
         value = follower.outputs[0]
     return owner[str(value.name)]
 
@@ -170,8 +169,8 @@ def _weights(places: _Places, name: str) -> QuantizedTensor | None:
     ends, numbers = places.ends([name]), places.weights[name]
     assert ends is not None
     nodes = [places.nodes[number] for number in numbers]
-    additions = [addition for node in nodes if (addition := bias_addition(node)) is not None]
-    last = max([ends[1], *(places.writer[str(addition.outputs[0].name)] for addition in additions)])
+    biased = [place[0] for node in nodes if (place := bias_place(node)) is not None]
+    last = max([ends[1], *(places.writer[str(holder.outputs[0].name)] for holder in biased)])
     return QuantizedTensor(
         name=name, kind="weights", node=str(nodes[0].name), depth=numbers[0], members=(name,),
         first=ends[0], last=last, layers=tuple(str(node.name) for node in nodes),

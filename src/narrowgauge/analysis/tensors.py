@@ -12,12 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from narrowgauge.analysis.evaluate import LabelledBatch, Run
+from narrowgauge.analysis.energies import energy
+from narrowgauge.analysis.evaluate import Run
 from narrowgauge.analysis.pairing import Matched, Pair, Tensor
 from narrowgauge.core.arithmetic import dequantize, spread
 from narrowgauge.core.encoding import Encoding, encoding_to_json
 from narrowgauge.errors import PlanError, RuntimeFailure
-from narrowgauge.graph.engine import open_session
+from narrowgauge.graph.engine import open_session, run_session
+from narrowgauge.graph.exposing import in_rounds, returning
+from narrowgauge.graph.feeds import Batch, sample_rows
 
 Array = npt.NDArray[Any]
 Expose = Callable[[Sequence[str]], Run]
@@ -110,7 +113,7 @@ class TensorRow:
 def compare_values(
     a: Expose,
     b: Expose,
-    batches: Sequence[LabelledBatch],
+    batches: Sequence[Batch],
     pairs: Sequence[Pair],
     *,
     progress: Callable[[int], None] = lambda count: None,
@@ -137,9 +140,10 @@ def compare_values(
         runs = a([pair.first.value for pair in group]), b([pair.second.value for pair in group])
         tallies = [_Tally(pair=pair) for pair in group]
         for batch in batches:
-            one, other = (_cut(run(batch.feed), batch) for run in runs)
+            one, other = (run(batch.feed) for run in runs)
             for tally in tallies:
-                tally.add(one[tally.pair.first.value], other[tally.pair.second.value])
+                values = one[tally.pair.first.value], other[tally.pair.second.value]
+                tally.add(*(sample_rows(np.asarray(value), batch) for value in values))
             progress(batch.count)
         rows += [tally.row() for tally in tallies]
     return tuple(rows)
@@ -160,18 +164,12 @@ def exposed(model: ir.Model, *, names: Mapping[str, str] | None = None, threads:
     def expose(values: Sequence[str]) -> Run:
         fed = {str(value.name) for value in model.graph.inputs} & set(values)
         wanted = list(dict.fromkeys(value for value in values if value not in fed))
-        session = open_session(_returning(model, wanted), threads=threads, optimization="none", simulate=True)
+        session = open_session(returning(model, wanted), threads=threads, optimization="none", simulate=True)
 
         def run(feed: Mapping[str, Array]) -> dict[str, Array]:
             own = {names[name] if names else name: array for name, array in feed.items()}
-            try:
-                arrays = session.run(wanted, own)
-            except Exception as error:  # ONNX Runtime raises bare classes of its own that share no base
-                message = " ".join(str(error).split())
-                raise RuntimeFailure(
-                    f"ONNX Runtime could not run the network with its inner values as outputs: {message}"
-                ) from None
-            return {name: own[name] for name in fed} | dict(zip(wanted, arrays, strict=True))
+            found = run_session(session, wanted, own, what="the network with its inner values as outputs")
+            return {name: own[name] for name in fed} | found
 
         return run
 
@@ -233,15 +231,7 @@ def _finite(value: float | None) -> float | None:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def _returning(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A copy of a network that returns these values and no others."""
-    network = model.clone()
-    values = {str(value.name): value for node in network.graph for value in node.outputs}
-    network.graph.outputs[:] = [values[name] for name in names]
-    return network
-
-
-def _rounds(pairs: Sequence[Pair], batches: Sequence[LabelledBatch]) -> Iterator[list[Pair]]:
+def _rounds(pairs: Sequence[Pair], batches: Sequence[Batch]) -> list[list[Pair]]:
     """Cut values into groups whose sizes stay within a bound.
 
     An open first axis counts as the longest first axis that is fed, any other as the longest axis.
@@ -249,17 +239,9 @@ def _rounds(pairs: Sequence[Pair], batches: Sequence[LabelledBatch]) -> Iterator
     shapes = [array.shape for batch in batches for array in batch.feed.values() if array.ndim]
     rows = max((shape[0] for shape in shapes), default=1)
     longest = max((max(shape) for shape in shapes), default=1)
-    group: list[Pair] = []
-    held = 0
-    for pair in pairs:
-        size = sum(_bytes(tensor, rows, longest) for tensor in (pair.first, pair.second))
-        if group and held + size > _ROUND_BYTES:
-            yield group
-            group, held = [], 0
-        group.append(pair)
-        held += size
-    if group:
-        yield group
+    return in_rounds(
+        pairs, lambda pair: sum(_bytes(tensor, rows, longest) for tensor in (pair.first, pair.second)), _ROUND_BYTES
+    )
 
 
 def _bytes(tensor: Tensor, rows: int, longest: int) -> int:
@@ -268,16 +250,6 @@ def _bytes(tensor: Tensor, rows: int, longest: int) -> int:
         return _ROUND_BYTES // 8
     open_axes = (rows if axis == 0 else longest for axis in range(len(tensor.shape)))
     return 4 * math.prod(other if size is None else size for size, other in zip(tensor.shape, open_axes, strict=True))
-
-
-def _cut(values: Mapping[str, Array], batch: LabelledBatch) -> dict[str, Array]:
-    """Leave out rows that only fill a fixed batch."""
-    rows = {len(array) for array in batch.feed.values() if array.ndim}
-    if len(rows) != 1 or max(rows) <= batch.count:
-        return dict(values)
-    return {
-        name: value[: batch.count] if np.shape(value)[:1] == (max(rows),) else value for name, value in values.items()
-    }
 
 
 # --- one value over all batches ---------------------------------------------------------------------------------------
@@ -323,7 +295,6 @@ class _Tally:
 
     def add(self, first: Array, second: Array) -> None:
         """Take the values of a batch."""
-        first, second = np.asarray(first), np.asarray(second)
         one, other = _real(first, self.pair.first.encoding), _real(second, self.pair.second.encoding)
         if self.shapes is None or not self.elements:
             self.shapes = one.shape, other.shape
@@ -446,7 +417,7 @@ def _fit(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> _Fit |
     if one.shape == other.shape:
         best = min(fits, key=lambda fit: _noise(one, other, fit), default=None)
         plain = _noise(one, other, _Fit())
-        better = best is not None and _noise(one, other, best) <= _FAR_BETTER * min(plain, _energy(one))
+        better = best is not None and _noise(one, other, best) <= _FAR_BETTER * min(plain, energy(one))
         return best if better and plain > 0 else _Fit()
     if fits:
         return min(fits, key=lambda fit: _noise(one, other, fit))
@@ -474,12 +445,7 @@ def _noise(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64], fit: _F
     there = fit.of(other, one.shape)
     assert there is not None
     with np.errstate(invalid="ignore", over="ignore"):
-        return _energy(one - there)
-
-
-def _energy(values: npt.NDArray[np.float64]) -> float:
-    """Sum of squares; NaN and infinity are passed over."""
-    return float(np.square(values, where=np.isfinite(values), out=np.zeros_like(values)).sum())
+        return energy(one - there)
 
 
 def _without_ones(shape: Sequence[int]) -> list[int]:

@@ -6,11 +6,11 @@ import functools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,11 @@ from narrowgauge.calibration.histogram import EMPTY, Histogram, histogram_of_bin
 from narrowgauge.calibration.observe import Observation, Observations, observations
 from narrowgauge.calibration.reduce import Reduced, calibration_network
 from narrowgauge.calibration.statistics import ChannelStatistics, Statistics, TensorStatistics, merge_tensors
-from narrowgauge.errors import DataError, RuntimeFailure
+from narrowgauge.errors import DataError
 from narrowgauge.graph.digest import network_digest
-from narrowgauge.graph.engine import available_cores, open_session
+from narrowgauge.graph.engine import available_cores, open_session, run_session
+from narrowgauge.graph.exposing import in_rounds
+from narrowgauge.graph.feeds import Batch, named, sample_rows
 
 Array = npt.NDArray[np.float32]
 
@@ -49,22 +51,6 @@ _HASHED = 64
 
 # Far above what a sound network computes, far below the largest float32.
 _SUSPICIOUS = 1e37
-
-
-class Batch(Protocol):
-    """Some samples that go through the network together."""
-
-    @property
-    def feed(self) -> Mapping[str, npt.NDArray[np.generic]]:
-        """Input name -> array."""
-
-    @property
-    def count(self) -> int:
-        """How many of the rows are samples; rows behind them only fill a fixed batch."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Name of each sample."""
 
 
 def collect(
@@ -225,30 +211,17 @@ def _open_round(model: ir.Model, group: list[Observation], sampled: int, threads
 
 def _rounds(observed: list[Observation]) -> list[list[Observation]]:
     """Cut the values into groups whose known sizes of what leaves the engine whole stay within a bound."""
-    rounds: list[list[Observation]] = [[]]
-    held = 0
-    for entry in observed:
-        size = 4 * math.prod(length or 1 for length in entry.shape) if entry.reduction == "whole" else 0
-        if rounds[-1] and held + size > _ROUND_BYTES:
-            rounds.append([])
-            held = 0
-        rounds[-1].append(entry)
-        held += size
-    return rounds
+
+    def size(entry: Observation) -> int:
+        return 4 * math.prod(length or 1 for length in entry.shape) if entry.reduction == "whole" else 0
+
+    return in_rounds(observed, size, _ROUND_BYTES) or [[]]  # without a value to look at, the network still runs
 
 
 def _run(round_: _Round, batch: Batch) -> dict[str, Array]:
     """What is looked at of a batch: the engine's outputs, and what it was fed."""
     fed = cast("dict[str, Array]", dict(batch.feed))
-    try:
-        return fed | dict(zip(round_.names, round_.session.run(round_.names, fed), strict=True))
-    except Exception as error:  # ONNX Runtime raises bare classes of its own that share no base
-        message = " ".join(str(error).split())
-        raise RuntimeFailure(f"ONNX Runtime could not run the network on {_named(batch)}: {message}") from None
-
-
-def _named(batch: Batch) -> str:
-    return f"sample {batch.names[0]}" if len(batch.names) == 1 else f"samples {batch.names[0]} to {batch.names[-1]}"
+    return fed | run_session(round_.session, round_.names, fed, what=f"the network on {named(batch)}")
 
 
 # --- what one batch adds to one value -------------------------------------------------------------------------
@@ -301,16 +274,16 @@ def _look(rounds: list[_Round], batch: Batch, sampled: int) -> dict[str, _Part]:
 
 def _part(entry: Reduced, outputs: Mapping[str, Array], batch: Batch, sampled: int) -> _Part:
     if entry.whole is not None:
-        return _whole_part(entry.observation, _sample_rows(outputs[entry.whole], batch), batch.count, sampled)
+        return _whole_part(entry.observation, sample_rows(outputs[entry.whole], batch), batch.count, sampled)
     assert entry.maximum is not None
     assert entry.subset is not None
-    subset = _sample_rows(outputs[entry.subset], batch)
+    subset = sample_rows(outputs[entry.subset], batch)
     has_channels = entry.observation.channel_axis is not None
-    maximum = _per_channel(_sample_rows(outputs[entry.maximum], batch), np.maximum, has_channels)
+    maximum = _per_channel(sample_rows(outputs[entry.maximum], batch), np.maximum, has_channels)
     inner = subset[:, :, entry.skipped[0] :, entry.skipped[1] :]
     total, number = _plane_sums(inner)
     if entry.minimum is not None:
-        minimum = _per_channel(_sample_rows(outputs[entry.minimum], batch), np.minimum, has_channels)
+        minimum = _per_channel(sample_rows(outputs[entry.minimum], batch), np.minimum, has_channels)
     else:
         minimum = np.min(subset, axis=(0, 2, 3))
     return _Part(
@@ -334,19 +307,6 @@ def _plane_sums(subset: Array) -> tuple[npt.NDArray[np.float64], int]:
     points = subset.shape[2] * subset.shape[3]
     sums = subset.reshape(-1, points) @ np.ones(points, dtype=np.float32)
     return sums.reshape(subset.shape[:2]).astype(np.float64).sum(axis=0), points
-
-
-def _sample_rows(value: Array, batch: Batch) -> Array:
-    """Leave out the rows that only fill a fixed batch; of a value whose first axis is not the batch, nothing."""
-    fed = {len(array) for array in batch.feed.values() if array.ndim}
-    if value.ndim == 0 or fed != {value.shape[0]} or value.shape[0] <= batch.count:
-        return value
-    fills = all(
-        np.array_equal(array[batch.count :], np.broadcast_to(array[batch.count - 1], array[batch.count :].shape))
-        for array in batch.feed.values()
-        if array.ndim
-    )
-    return value[: batch.count] if fills else value
 
 
 def _whole_part(observation: Observation, rows: Array, count: int, sampled: int) -> _Part:
@@ -408,7 +368,7 @@ def _subset(rows: Array, count: int, sampled: int) -> Array:
 
 
 def _careful_part(observation: Observation, value: Array, batch: Batch, first_index: int, sampled: int) -> _Part:
-    rows = _sample_rows(value, batch)
+    rows = sample_rows(value, batch)
     if rows.size == 0:
         return _NOTHING
     finite = np.isfinite(rows)

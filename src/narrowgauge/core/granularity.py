@@ -39,6 +39,15 @@ class PerBlock:
 Granularity = PerTensor | PerAxis | PerBlock
 
 
+def granularity_words(granularity: Granularity) -> str:
+    """Say what one scale covers: "tensor", "axis 0", "axis 0, blocks of 32"."""
+    if isinstance(granularity, PerAxis):
+        return f"axis {granularity.axis}"
+    if isinstance(granularity, PerBlock):
+        return f"axis {granularity.axis}, blocks of {granularity.size}"
+    return "tensor"
+
+
 def normalized_axis(axis: int, rank: int) -> int:
     """Return `axis` as a number in [0, rank).
 

@@ -31,8 +31,10 @@ def multiply_accumulates(node: ir.Node) -> int:
     assert weights.const_value is not None
     if is_operator(node, "ConvTranspose"):
         return _elements(node.inputs[0]) * _size(weights) // max(weights.const_value.shape.numpy()[0], 1)
-    channels = weights.const_value.shape.numpy()[output_axis(node, numbers[0])]
-    return _elements(node.outputs[0]) * _size(weights) // max(channels, 1)
+    shape = weights.const_value.shape.numpy()
+    if is_operator(node, "MatMul"):  # [..., inputs, outputs], or a vector of inputs
+        return _elements(node.outputs[0]) * shape[-2 if len(shape) > 1 else 0]
+    return _elements(node.outputs[0]) * _size(weights) // max(shape[output_axis(node, numbers[0])], 1)
 
 
 def _elements(value: ir.Value | None, until: int | None = None) -> int:

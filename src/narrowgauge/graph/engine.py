@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
@@ -86,6 +88,33 @@ def open_session(
         raise RuntimeFailure(
             _unknown_operator(model, message) or f"ONNX Runtime could not load the network: {message}"
         ) from None
+
+
+def run_session(
+    session: onnxruntime.InferenceSession,
+    names: Sequence[str],
+    feed: Mapping[str, npt.NDArray[Any]],
+    *,
+    what: str = "the network",
+) -> dict[str, npt.NDArray[Any]]:
+    """Run a session and return some of its outputs by name.
+
+    Args:
+        session: an open one.
+        names: of the outputs; where there are none, nothing is run.
+        feed: input name -> array.
+        what: what is run, for the message.
+
+    Raises:
+        RuntimeFailure: if ONNX Runtime fails; the message is its own, on one line.
+    """
+    if not names:
+        return {}
+    try:
+        return dict(zip(names, session.run(list(names), dict(feed)), strict=True))
+    except Exception as error:  # ONNX Runtime raises bare classes of its own that share no base
+        message = " ".join(str(error).split())
+        raise RuntimeFailure(f"ONNX Runtime could not run {what}: {message}") from None
 
 
 def _unknown_operator(model: ir.Model | str | os.PathLike[str], message: str) -> str:

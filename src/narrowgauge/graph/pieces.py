@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,8 +11,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from narrowgauge.core.plan import Plan
-from narrowgauge.errors import RuntimeFailure
-from narrowgauge.graph.engine import open_session
+from narrowgauge.graph.engine import open_session, run_session
+from narrowgauge.graph.shapes import dimensions
 
 Array = npt.NDArray[Any]
 
@@ -85,6 +86,14 @@ def alive_after(model: ir.Model) -> list[set[str]]:
     return found[::-1]
 
 
+def alive_bytes(model: ir.Model) -> int:
+    """Largest size of the values that are needed behind a node, of one sample (axes of unknown length count 1)."""
+    values = {value.name: value for value in model.graph.inputs}
+    values |= {value.name: value for node in model.graph for value in node.outputs}
+    sizes = {name: 4 * math.prod(size or 1 for size in dimensions(value) or ()) for name, value in values.items()}
+    return max((sum(sizes[name] for name in alive) for alive in alive_after(model)), default=0)
+
+
 @dataclass(kw_only=True, slots=True)
 class Stream:
     """Values of one network for several batches, computed piece by piece.
@@ -103,31 +112,25 @@ class Stream:
         names = list(feeds[0]) if feeds else []
         return cls(values={name: [feed[name] for feed in feeds] for name in names}, threads=threads)
 
-    def run(self, part: ir.Model, given: Mapping[str, Sequence[Array]] | None = None) -> dict[str, list[Array]]:
+    def run(self, part: ir.Model) -> dict[str, list[Array]]:
         """Run a piece on every batch and return its outputs, which are not kept.
 
         Q/DQ pairs are computed as they are written, in float.
 
         Args:
             part: the piece; its inputs are values of the stream.
-            given: values that are taken instead of the stream's.
 
         Raises:
             RuntimeFailure: if the engine refuses the piece or fails to run it.
         """
-        values = {**self.values, **(given or {})}
         inputs = [str(value.name) for value in part.graph.inputs]
         outputs = [str(value.name) for value in part.graph.outputs]
         session = open_session(part, threads=self.threads, simulate=True, arena=False)
-        count = len(next(iter(values.values()), ()))
+        count = len(next(iter(self.values.values()), ()))
         results: dict[str, list[Array]] = {name: [] for name in outputs}
         for batch in range(count):
-            try:
-                arrays = session.run(outputs, {name: values[name][batch] for name in inputs})
-            except Exception as error:  # ONNX Runtime raises bare classes of its own that share no base
-                message = " ".join(str(error).split())
-                raise RuntimeFailure(f"ONNX Runtime could not run a part of the network: {message}") from None
-            for name, array in zip(outputs, arrays, strict=True):
+            feed = {name: self.values[name][batch] for name in inputs}
+            for name, array in run_session(session, outputs, feed, what="a part of the network").items():
                 results[name].append(array)
         return results
 

@@ -29,6 +29,7 @@ from narrowgauge.passes.patches_to_matmul import patches_to_matmul
 from narrowgauge.passes.pointwise_to_gemm import pointwise_to_gemm
 from narrowgauge.passes.pool_means import pool_means
 from narrowgauge.passes.remove_no_ops import remove_no_ops
+from narrowgauge.passes.select_early import select_early
 from narrowgauge.passes.split_shared import split_shared_weights
 
 __all__ = ["SIMPLIFICATIONS", "Simplification", "simplify", "split_shared_weights"]
@@ -50,7 +51,9 @@ SIMPLIFICATIONS: tuple[Simplification, ...] = (
     pool_means,
     pointwise_to_gemm,  # behind the pools, and behind the folds that need a convolution's bias
     patches_to_matmul,
-    merge_reshapes,
+    merge_reshapes,  # before the selections, which follow an axis through a reshape only where it stays one
+    select_early,
+    merge_reshapes,  # again, now that axes have shrunk to 1
 )
 """The order in which `simplify` runs them."""
 

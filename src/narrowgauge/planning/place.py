@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -312,7 +312,7 @@ class _Walk:
             assert weights is not None
             assert weights.const_value is not None
             kind = self.weight_type(node, rule)
-            self.placement.weights[str(weights.name)] = WeightSlot(
+            slot = WeightSlot(
                 value=str(weights.name),
                 node=str(node.name),
                 axis=output_axis(node, number),
@@ -321,6 +321,19 @@ class _Walk:
                 granularity=self.weight_granularity(node, rule),
                 summed_axis=_summed_axis(node, len(weights.const_value.shape)),
             )
+            if self.choices.mode != "weight-only" and self.needs_one_scale(node, slot):
+                slot = replace(slot, granularity="tensor")
+            self.placement.weights[slot.value] = slot
+
+    def needs_one_scale(self, node: ir.Node, slot: WeightSlot) -> bool:
+        """Whether integer products cannot take a scale per channel.
+
+        That is so for a stack of matrices (ONNX Runtime refuses it), and for weights that another layer reads along
+        another axis: its engine would take the scales of one layer's channels for the other's.
+        """
+        other = self.placement.weights.get(slot.value, slot)
+        stacked = is_operator(node, "MatMul") and slot.axis > 1
+        return stacked or (other.axis, other.summed_axis) != (slot.axis, slot.summed_axis)
 
     def weight_type(self, node: ir.Node, rule: OperatorRule) -> IntegerType:
         allowed = rule.weight_types or self.target.weights.types

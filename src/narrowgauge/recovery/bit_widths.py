@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -9,7 +10,8 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from narrowgauge.analysis.chain import Change, Streams, errors, open_streams, output_noise
+from narrowgauge.analysis.chain import Change, Streams, errors, open_streams
+from narrowgauge.analysis.energies import output_noise
 from narrowgauge.analysis.records import Choice
 from narrowgauge.analysis.sensitivity import QuantizedTensor, quantized_tensors
 from narrowgauge.calibration.weights import weight_range
@@ -19,6 +21,7 @@ from narrowgauge.core.ranges import encoding_from_range
 from narrowgauge.errors import RecipeError
 from narrowgauge.graph.constants import constant_array
 from narrowgauge.graph.costs import multiply_accumulates
+from narrowgauge.graph.roles import weight_inputs
 from narrowgauge.planning.choices import NodeChoice
 from narrowgauge.recovery.mixed_precision import Option, Unit, pareto_front, within
 from narrowgauge.recovery.workshop import State, Workshop
@@ -70,7 +73,8 @@ def parse_budget(text: str) -> Budget:
     except ValueError:
         number = -1.0
     share = suffix == "%"
-    if kind not in ("size", "operations", "drop") or number <= 0 or not (share or suffix in _SUFFIXES):
+    fits = suffix in ("", "%") if kind == "drop" else share or suffix in _SUFFIXES
+    if kind not in ("size", "operations", "drop") or not 0 < number < math.inf or not fits:
         raise RecipeError(
             f"expected a budget such as 'size 3 MB', 'size 15 %', 'operations 20 %' or 'drop 1 %', got {text!r}"
         )
@@ -128,6 +132,9 @@ def _cheapest(
 ) -> tuple[State, Choice]:
     low, high = -1, len(front) - 1
     states = {high: with_bits(workshop, state, front[high].bits)}
+    if drop(workshop, states[high]) > most:
+        workshop.notes.append(f"even the widest weights lose more than {most:g} points before recovery: they are taken")
+        return states[high], front[high]
     while high - low > 1:
         middle = (low + high) // 2
         candidate = with_bits(workshop, state, front[middle].bits)
@@ -176,13 +183,14 @@ def layer_options(workshop: Workshop, state: State, unit: Unit, widths: Sequence
     changes = [_alone(state, tensor, width, workshop.target) for tensor, width in rounded]
     noises = dict(zip(((one.name, width) for one, width in rounded), _noises(streams, changes), strict=True))
     found: dict[str, tuple[Option, ...]] = {}
-    for tensor in tensors:
-        node = nodes[tensor.layers[0]]
+    for name in dict.fromkeys(tensor.layers[0] for tensor in tensors):
+        node = nodes[name]
+        held = [tensor.name for tensor in tensors if tensor.layers == (name,)]  # several of a recurrent layer
         activations = _activation_bits(state, node)
-        found[str(node.name)] = tuple(
+        found[name] = tuple(
             Option(
                 bits=width, cost=_cost(node, width, unit, FLOAT if width == FLOAT else activations),
-                noise=noises.get((tensor.name, width), 0.0),
+                noise=sum(noises.get((tensor, width), 0.0) for tensor in held),
             )
             for width in widths
         )  # fmt: skip
@@ -205,7 +213,9 @@ def _alone(state: State, tensor: QuantizedTensor, width: int, target: Target) ->
     kind = _of_width(old.type, width, target)
     symmetric = bool((old.zero_point == 0).all()) and kind.signed
     low, high = weight_range(weights, old.granularity, kind, symmetric=symmetric, estimator="mse")
-    encoding = encoding_from_range(low, high, kind, old.granularity, symmetric=symmetric)
+    encoding = encoding_from_range(
+        low, high, kind, old.granularity, symmetric=symmetric, power_of_two=target.weights.power_of_two
+    )
     return Change(first=tensor.first, last=tensor.last, encodings=dict.fromkeys(tensor.members, encoding))
 
 
@@ -233,5 +243,5 @@ def _nodes(state: State, layers: Mapping[str, object]) -> list[ir.Node]:
 def _cost(node: ir.Node, bits: int, unit: Unit, activation_bits: int) -> float:
     if unit == "bit operations":
         return float(multiply_accumulates(node) * bits * activation_bits)
-    sizes = [value.const_value.size for value in node.inputs if value is not None and value.const_value is not None]
-    return max(sizes, default=0) * bits / 8
+    weights = [constant_array(node.inputs[number]) for number in weight_inputs(node)]
+    return sum(array.size for array in weights if array is not None) * bits / 8

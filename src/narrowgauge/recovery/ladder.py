@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from narrowgauge.analysis.records import Step
 from narrowgauge.calibration.ranges import estimator
+from narrowgauge.errors import PlanError, RuntimeFailure, StatisticsError
 from narrowgauge.recovery.methods import METHODS, Method
 from narrowgauge.recovery.partial_float import costliest_layers, leave_float
 from narrowgauge.recovery.workshop import State, Workshop
@@ -77,7 +78,7 @@ class Ladder:
         The workflow of Wu et al., "Integer Quantization for Deep Learning Inference", 2020, section 6, made automatic.
         Methods that change the network's structure come before those that change the numbers of its plan. Without a
         bound each is tried once, in the order of `METHODS`. With one, the climb begins with plain ranges; each method
-        of a kind is first tried alone, and they are taken in the order of what they won per second; the layers that
+        of a kind is first tried alone, and they are taken in the order of what they won for their cost; the layers that
         cost most are left float last.
 
         Args:
@@ -107,32 +108,39 @@ class Ladder:
             self.attempt(Method(name="ranges", apply=lambda workshop, state: (asked, ""), meaning=""))
 
     def by_gain(self, methods: Sequence[Method]) -> list[Method]:
-        """Order methods by what each wins alone, per second."""
+        """Order methods by what each wins alone for its cost, decibels per calibration; leave out what does nothing."""
         if self.met or len(methods) < 2:
             return list(methods)
         gains = {}
         for method in methods:
             self.tell(method.name)
-            start = time.perf_counter()
-            found = method.apply(self.workshop, self.state)
-            if found is not None:
-                won = math.log(self.noise / max(self.workshop.noise(found[0]), 1e-30))
-                gains[method.name] = won / (time.perf_counter() - start)
+            found = self.applied(method)
+            if isinstance(found, tuple):
+                won = _decibels(self.noise) - _decibels(self.workshop.noise(found[0]))
+                gains[method.name] = won / method.cost
         return sorted((method for method in methods if method.name in gains), key=lambda one: -gains[one.name])
+
+    def applied(self, method: Method) -> tuple[State, str] | str | None:
+        """Apply a method: the new state and what was done, why it failed, or None where there is nothing to do."""
+        try:
+            return method.apply(self.workshop, self.state)
+        except (PlanError, RuntimeFailure, StatisticsError) as error:
+            return f"failed: {error}"
 
     def attempt(self, method: Method) -> bool:
         """Try one method from where the ladder stands; return whether it was kept."""
         self.tell(method.name)
         start = time.perf_counter()
-        found = method.apply(self.workshop, self.state)
+        found = self.applied(method)
         if found is None:
             return False
-        state, detail = found
+        state, detail = found if isinstance(found, tuple) else (self.state, found)
         after = self.workshop.noise(state) if self.measured else math.nan
         old, new = self.noise, after
         if self.measured and method.of_activations:
             old, new = (self.workshop.noise(one, of_activations=True) for one in (self.state, state))
-        kept = not new >= WORTHWHILE * old  # NaN: nothing was measured
+        # NaN: nothing was measured, so all is kept that did something.
+        kept = isinstance(found, tuple) and not new >= WORTHWHILE * old
         drop = self.bound.drop(self.workshop, state) if self.bound is not None and kept else None
         self.steps.append(
             Step(
@@ -179,3 +187,8 @@ class Ladder:
                 drop=self.drop,
             )
         )  # fmt: skip
+
+
+def _decibels(noise: float) -> float:
+    """Noise in decibels; none or an unmeasured one as the least there is, for comparison only."""
+    return 10 * math.log10(min(max(noise, 1e-30), 1e30)) if not math.isnan(noise) else 300.0

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from narrowgauge.analysis.energies import energy, error_energy, output_noise
 from narrowgauge.core.plan import Plan
 from narrowgauge.errors import DataError, RuntimeFailure
-from narrowgauge.graph.engine import open_session
+from narrowgauge.graph.engine import open_session, run_session
+from narrowgauge.graph.feeds import Feed
 from narrowgauge.lowering.qdq import QdqStyle, lower_to_qdq
 
 Array = npt.NDArray[Any]
-
-
-class Feed(Protocol):
-    """Some samples."""
-
-    @property
-    def feed(self) -> Mapping[str, Array]:
-        """Input name -> array."""
 
 
 class OutputNoise:
@@ -31,7 +24,8 @@ class OutputNoise:
 
     Noise is the energy of the error over the energy of the float output, sum (x' - x)^2 / sum x^2 over all samples: of
     each float output by its own energy, and the mean of these, so that no output is drowned by a larger one. 0 where
-    the two are equal, infinity where the quantized network gives NaN or infinity and the float one does not.
+    the two are equal, infinity where the quantized network gives NaN or infinity and the float one does not, NaN where
+    no output holds floating-point numbers (class indices alone): nothing tells then.
     """
 
     def __init__(self, reference: ir.Model, batches: Sequence[Feed], *, threads: int | None = None) -> None:
@@ -83,36 +77,12 @@ class OutputNoise:
                         f"output {number}: expected shape {reference.shape} as in the float network, got "
                         f"{candidate.shape}"
                     )
-                error, signal = _energies(reference, candidate)
-                errors[number] = errors.get(number, 0.0) + error
-                signals[number] = signals.get(number, 0.0) + signal
-        shares = [_share(errors[number], signals[number]) for number in errors]
-        return sum(shares) / max(len(shares), 1)
+                errors[number] = errors.get(number, 0.0) + error_energy(reference, candidate)
+                signals[number] = signals.get(number, 0.0) + energy(reference)
+        return output_noise(errors.values(), signals.values()) if errors else math.nan
 
 
 def _run(network: ir.Model, batches: Sequence[Feed], threads: int | None) -> list[list[Array]]:
     session = open_session(network, threads=threads, simulate=True)
-    found = []
-    for batch in batches:
-        try:
-            found.append(session.run(None, dict(batch.feed)))
-        except Exception as error:  # ONNX Runtime raises bare classes of its own that share no base
-            message = " ".join(str(error).split())
-            raise RuntimeFailure(f"ONNX Runtime could not run the network: {message}") from None
-    return found
-
-
-def _energies(reference: Array, candidate: Array) -> tuple[float, float]:
-    """Energy of the error and of the signal over the elements that are finite in the reference (masks are not)."""
-    finite = np.isfinite(reference)
-    signal = np.where(finite, reference, 0).astype(np.float64)
-    difference = np.where(finite, candidate, 0).astype(np.float64) - signal
-    error = float(np.square(difference).sum())
-    return (error if math.isfinite(error) else math.inf), float(np.square(signal).sum())
-
-
-def _share(error: float, signal: float) -> float:
-    """Error over signal; of an output that is all zeros, infinity if the other's is not."""
-    if error == 0:
-        return 0.0
-    return error / signal if signal > 0 else math.inf
+    names = [output.name for output in session.get_outputs()]
+    return [list(run_session(session, names, batch.feed).values()) for batch in batches]

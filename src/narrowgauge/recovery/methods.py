@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from narrowgauge.analysis.outliers import find_outliers
 from narrowgauge.calibration.ranges import estimator
 from narrowgauge.graph.edits import is_operator
+from narrowgauge.graph.pieces import alive_bytes
 from narrowgauge.graph.roles import activation_inputs
 from narrowgauge.planning.bias_room import with_room_for_biases
 from narrowgauge.planning.choices import NodeChoice
 from narrowgauge.planning.fill import fixed_values
 from narrowgauge.planning.place import caps_are_integer
+from narrowgauge.recovery.absorb import absorb_high_biases
 from narrowgauge.recovery.bias_correction import correct_bias
 from narrowgauge.recovery.cap_outliers import Cap, cap_outliers
 from narrowgauge.recovery.equalize import drop_idle_caps, equalize
@@ -29,7 +31,8 @@ _REFINING = 8
 _REFINING_BATCH = 2
 
 # Samples that weights are rounded on, and up to how many bits: with more, the nearest level is as good.
-_OPTIMIZING = 96
+_OPTIMIZING = 160
+_OPTIMIZING_BYTES = 3 * 2**28  # of activations that are alive between two layers, in both streams
 _OPTIMIZING_BATCH = 8
 _ROUND_BITS = 7
 
@@ -57,6 +60,7 @@ class Method:
         structural: whether it changes the network's structure or statistics, so that its plan is made anew.
         of_activations: whether it is judged by the noise of the activations alone, because it chooses their ranges and
             later methods lower the noise of the weights.
+        cost: about how long it takes, in calibrations of the network: what its gain is weighed against.
         worthwhile: whether a thrifty recipe tries it, from the state and the noise at the output; always what takes
             little time.
     """
@@ -66,6 +70,7 @@ class Method:
     meaning: str
     structural: bool = False
     of_activations: bool = False
+    cost: float = 1.0
     worthwhile: Callable[[State, float], bool] = lambda state, noise: True
 
 
@@ -121,6 +126,15 @@ def _equalize(workshop: Workshop, state: State) -> Found:
     if capped > 0:
         said += f", with a cap for each channel of {capped} values"
     return workshop.planned(network, statistics, state.choices), said
+
+
+def _absorb_biases(workshop: Workshop, state: State) -> Found:
+    """Move what channels never fall below into the biases of the layers behind them."""
+    network, done = absorb_high_biases(state.reference, statistics=state.statistics)
+    if not done:
+        return None
+    said = f"what the channels of {len(done)} layers never fall below was moved into the next biases"
+    return workshop.planned(network, workshop.calibrate(network), state.choices), said
 
 
 def _rotate_streams(workshop: Workshop, state: State) -> Found:
@@ -200,7 +214,8 @@ def _correct_bias(workshop: Workshop, state: State) -> Found:
 
 def _optimize_weights(workshop: Workshop, state: State) -> Found:
     """Round weights and correct biases layer by layer, by what they do to the layers' outputs."""
-    samples = workshop.samples(_OPTIMIZING, _OPTIMIZING_BATCH)
+    most = max(_OPTIMIZING_BATCH, min(_OPTIMIZING, _OPTIMIZING_BYTES // max(2 * alive_bytes(state.network), 1)))
+    samples = workshop.samples(most, _OPTIMIZING_BATCH)
     if not samples:
         return None
     network, plan, done = optimize(
@@ -221,7 +236,7 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method(
-            name="migrate", apply=_migrate, structural=True,
+            name="migrate", apply=_migrate, cost=0.2, structural=True,
             meaning="scale outlier channels of products into the next weights, or multiply them in float",
         ),
         Method(
@@ -229,30 +244,34 @@ METHODS: dict[str, Method] = {
             meaning="even out the channels of neighbouring layers whose weights have one scale",
         ),
         Method(
+            name="absorb-biases", apply=_absorb_biases, structural=True,
+            meaning="move what channels never fall below into the biases of the next layers",
+        ),
+        Method(
             name="rotate-streams", apply=_rotate_streams, structural=True,
             worthwhile=lambda state, noise: noise > _CAP_ABOVE,
             meaning="rotate residual streams, which spreads their outliers over all channels",
         ),
         Method(
-            name="cap-outliers", apply=_cap_outliers, structural=True,
+            name="cap-outliers", apply=_cap_outliers, cost=5.0, structural=True,
             worthwhile=lambda state, noise: noise > _CAP_ABOVE,
             meaning="cut outliers off at the unit that they come from, and calibrate anew",
         ),
         Method(
-            name="choose-estimator", apply=_choose_estimator, of_activations=True,
+            name="choose-estimator", apply=_choose_estimator, cost=0.5, of_activations=True,
             worthwhile=lambda state, noise: noise > _OPTIMIZE_ABOVE,
             meaning="take the estimator of ranges that is best for the whole network",
         ),
         Method(
-            name="refine-ranges", apply=_refine_ranges, of_activations=True,
+            name="refine-ranges", apply=_refine_ranges, cost=0.5, of_activations=True,
             meaning="choose each activation's range by its error behind the next layers",
         ),
         Method(
-            name="correct-bias", apply=_correct_bias,
+            name="correct-bias", apply=_correct_bias, cost=0.1,
             meaning="take the mean error of rounded weights out of the biases",
         ),
         Method(
-            name="optimize-weights", apply=_optimize_weights,
+            name="optimize-weights", apply=_optimize_weights, cost=5.0,
             worthwhile=lambda state, noise: noise > _OPTIMIZE_ABOVE or state.weight_bits < 8,
             meaning="round weights and correct biases layer by layer, by the error of the layers' outputs",
         ),

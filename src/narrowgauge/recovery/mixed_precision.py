@@ -12,6 +12,9 @@ from narrowgauge.errors import RecipeError
 
 Unit = Literal["bytes", "bit operations"]
 
+# More than any finite noise of a network that still computes something.
+_HUGE = 1e30
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Option:
@@ -120,5 +123,5 @@ def _hull(options: Sequence[Option]) -> list[Option]:
 
 
 def _slope(before: Option, after: Option) -> float:
-    """Noise saved per cost."""
-    return (before.noise - after.noise) / (after.cost - before.cost)
+    """Noise saved per cost; what an infinite noise saves is told apart by the cost."""
+    return (min(before.noise, _HUGE) - after.noise) / (after.cost - before.cost)

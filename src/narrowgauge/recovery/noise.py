@@ -46,7 +46,7 @@ def weights_by_input(node: ir.Node) -> Float:
 
 def migration_factors(reach: Float, heights: Float, strength: float) -> Float:
     """Factor s per channel, its median 1; channels that are always 0 keep 1."""
-    if strength == 0:
+    if strength == 0 or not reach.any():
         return np.ones_like(reach)
     factors = np.where(reach > 0, np.maximum(reach, 1e-8) ** strength / heights ** (1 - strength), np.nan)
     factors = np.where(np.isnan(factors), 1.0, factors / np.nanmedian(factors))

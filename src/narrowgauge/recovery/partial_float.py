@@ -13,7 +13,7 @@ from narrowgauge.core.encoding import Encoding
 from narrowgauge.core.plan import Plan
 from narrowgauge.graph.constants import replace_constant_input
 from narrowgauge.graph.costs import multiply_accumulates
-from narrowgauge.graph.roles import bias_addition, is_constant
+from narrowgauge.graph.roles import bias_addition, is_constant, is_float
 from narrowgauge.planning.choices import NodeChoice
 from narrowgauge.recovery.workshop import State, Workshop
 
@@ -24,10 +24,13 @@ def costliest_layers(workshop: Workshop, state: State) -> tuple[str, ...]:
     """Order the layers with quantized weights by what leaving each float wins for its work, best first.
 
     What it wins is measured (`analysis.sensitivity.sweep`) on the measuring samples, each layer by itself; its work are
-    its multiplications, which float makes slower. Layers that win nothing are left out. (Wu et al., "Integer
+    its multiplications, which float makes slower. Layers that win nothing are left out, and all are where no output
+    holds floating-point numbers to measure. (Wu et al., "Integer
     Quantization for Deep Learning Inference", 2020, section 6.1, orders layers by the accuracy of quantizing one alone,
     without their cost.)
     """
+    if not any(is_float(value) for value in state.reference.graph.outputs):
+        return ()
     streams = open_streams(state.reference, state.network, state.plan, workshop.measuring, threads=workshop.threads)
     nodes = {str(node.name): node for node in state.network.graph}
     found = [one for one in sweep(streams).sensitivities if one.kind == "layer" and one.gain > 0]
@@ -73,6 +76,11 @@ def _restore(network: ir.Model, reference: ir.Model, layers: Collection[str]) ->
             continue
         pairs = [(node, twin), (bias_addition(node), bias_addition(twin))]
         for one, other in pairs:
-            for number, value in enumerate(other.inputs if other is not None else ()):
-                if one is not None and is_constant(value):
+            if one is None or other is None:
+                continue
+            one.resize_inputs(len(other.inputs))
+            for number, value in enumerate(other.inputs):
+                if is_constant(value):
                     replace_constant_input(one, number, value.const_value.numpy())  # type: ignore[union-attr]
+                elif value is None:  # a bias that recovery gave it
+                    one.replace_input_with(number, None)

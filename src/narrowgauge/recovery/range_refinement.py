@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,8 @@ from narrowgauge.core.plan import Plan
 from narrowgauge.core.ranges import encoding_from_range
 from narrowgauge.errors import StatisticsError
 from narrowgauge.graph.edits import is_operator, new_node
-from narrowgauge.graph.engine import open_session
+from narrowgauge.graph.engine import open_session, run_session
+from narrowgauge.graph.feeds import Feed
 from narrowgauge.graph.roles import activation_inputs, is_constant, is_float, weight_inputs
 
 # What competes with the plan's own range. A tensor without a histogram has only its extremes: parts of them compete.
@@ -38,14 +38,6 @@ _FEWEST_ELEMENTS = 1_000
 
 # Additions and the like that an error is followed through before it is measured.
 _DEPTH = 2
-
-
-class Feed(Protocol):
-    """Some samples."""
-
-    @property
-    def feed(self) -> Mapping[str, npt.NDArray[np.generic]]:
-        """Input name -> array."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +89,9 @@ def refine_ranges(  # noqa: PLR0913 - what the target says of activations, each 
 
     Returns:
         The plan with the chosen encodings, and what was chosen where it differs.
+
+    Raises:
+        RuntimeFailure: if the engine cannot run the network on a sample.
     """
     groups = {root: members for root, members in _groups(model, plan).items() if not set(members) & set(fixed)}
     heads = {root: _heads(model, members) for root, members in groups.items()}
@@ -212,7 +207,7 @@ def _measured(
             return {}
         logs: dict[str, list[float]] = {root: [] for root in outputs}
         for batch in batches:
-            values = dict(zip(names, session.run(names, dict(batch.feed)), strict=True))
+            values = run_session(session, names, batch.feed)
             for root, pairs in outputs.items():
                 shares = [_shares(values[noise], values[signal]) for noise, signal in pairs]
                 size = min(share.size for share in shares)
@@ -223,8 +218,9 @@ def _measured(
 
 
 def _shares(noise: npt.NDArray[np.float32], signal: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Error energy over signal energy, sample by sample."""
-    return np.atleast_1d(noise.astype(np.float64) / np.maximum(signal.astype(np.float64), 1e-30)).reshape(-1)
+    """Error energy over signal energy, sample by sample; NaN (no choice) where both leave float32."""
+    with np.errstate(invalid="ignore"):
+        return np.atleast_1d(noise.astype(np.float64) / np.maximum(signal.astype(np.float64), 1e-30)).reshape(-1)
 
 
 def _trial_network(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from threadpoolctl import threadpool_limits
 
 from narrowgauge.core.arithmetic import dequantize, round_trip, spread
 from narrowgauge.core.encoding import AnyEncoding, DynamicEncoding, Encoding
@@ -17,13 +18,15 @@ from narrowgauge.core.plan import Plan
 from narrowgauge.core.ranges import SMALLEST_SCALE, encoding_from_range
 from narrowgauge.errors import PlanError
 from narrowgauge.graph.constants import add_constant, constant_array, set_constant
-from narrowgauge.graph.edits import new_node, unique_name
+from narrowgauge.graph.edits import is_operator, new_node, unique_name
+from narrowgauge.graph.feeds import Feed
 from narrowgauge.graph.pieces import Stream, alive_after, piece, plan_for
 from narrowgauge.graph.roles import activation_inputs, bias_input, is_constant, output_axis
 from narrowgauge.lowering.qdq import QdqStyle, lower_to_qdq
 from narrowgauge.recovery.bias_correction import bias_place, has_place_for_bias, subtract_from_bias
 from narrowgauge.recovery.matrix_form import MatrixForm, matrix_form
 from narrowgauge.recovery.moments import Moments, moments
+from narrowgauge.recovery.read_positions import ReadPositions, read_positions
 from narrowgauge.recovery.rounding import Grid, ScaleRule, best_ridge, round_to_moments
 
 Array = npt.NDArray[Any]
@@ -35,13 +38,8 @@ _ROWS = 16384
 # Share of an accumulator that a bias may take, as in planning.bias_room.
 _BIAS_SHARE = 0.5
 
-
-class Feed(Protocol):
-    """Some samples."""
-
-    @property
-    def feed(self) -> Mapping[str, npt.NDArray[np.generic]]:
-        """Input name -> array."""
+# Share of the rows that are positions which the network's end reads alone (a class token).
+_READ_SHARE = 1 / 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +87,9 @@ def optimize(  # noqa: PLR0913 - what the target says of weights and biases, eac
     shifted so that each channel's mean is the float stream's (Nagel et al. 2019, section 4.2, measured and layer by
     layer). The float stream is cut off because a bias that makes up for clipped values is wrong for all others.
 
+    Rows at positions that the network's end reads alone (`read_positions`: a class token) count as a third of all:
+    what the others lose reaches the answer only through later attentions.
+
     Left alone are weights that several nodes read, those of nodes in float, and operators without a matrix form
     (`matrix_form`); layers without a place for a bias keep theirs. No layer's weights get worse than rounding to the
     nearest level, by the error that is measured.
@@ -129,8 +130,10 @@ def optimize(  # noqa: PLR0913 - what the target says of weights and biases, eac
         correct_bias=correct_bias,
         bias_bits=bias_bits,
         power_of_two=power_of_two,
+        read=read_positions(wanted),
     )
-    return walk.through(_clamped(wanted, plan), layers, progress)
+    with threadpool_limits(1, user_api="blas"):  # its threads wait for each other longer than these products take
+        return walk.through(wanted, layers, progress)
 
 
 def _layers(model: ir.Model, plan: Plan) -> list[str]:
@@ -199,23 +202,26 @@ class _Walk:
     correct_bias: bool
     bias_bits: int
     power_of_two: bool
+    read: Mapping[str, ReadPositions]
     done: list[LayerRounding] = field(default_factory=list)
 
     def through(
         self, reference: ir.Model, layers: Sequence[str], progress: Callable[[int], None]
     ) -> tuple[ir.Model, Plan, tuple[LayerRounding, ...]]:
         names = set(layers)
-        ends = list(alive_after(self.network))
-        float_segments = _segments(reference, names)
+        ends = alive_after(self.network)
+        twins = {node.name: node for node in reference.graph}
+        clamped = _clamped(reference, self.plan)
+        float_segments = _segments(clamped, names)
         position = 0
         for number, segment in enumerate(_segments(self.network, names)):
             if number:
-                self.visit(segment[0], float_segments[number][0])
+                self.visit(segment[0], twins[segment[0].name])
                 progress(1)
             position += len(segment)
             if number < len(layers) and _kept(segment, ends[position - 1]):
                 self.advance(segment, ends[position - 1])
-                self.advance_float(reference, float_segments[number], ends[position - 1])
+                self.advance_float(clamped, float_segments[number], ends[position - 1])
         return self.network, self.plan, tuple(self.done)
 
     def advance(self, nodes: Sequence[ir.Node], keep: set[str]) -> None:
@@ -223,8 +229,8 @@ class _Walk:
         lowered = lower_to_qdq(part, plan_for(part, self.plan), QdqStyle(bias_bits=self.bias_bits))
         self.rounded_stream.advance(lowered, keep)
 
-    def advance_float(self, reference: ir.Model, nodes: Sequence[ir.Node], keep: set[str]) -> None:
-        self.float_stream.advance(piece(reference, nodes, _kept(nodes, keep)), keep)
+    def advance_float(self, clamped: ir.Model, nodes: Sequence[ir.Node], keep: set[str]) -> None:
+        self.float_stream.advance(piece(clamped, nodes, _kept(nodes, keep)), keep)
 
     # --- one layer ---
 
@@ -243,7 +249,7 @@ class _Walk:
             return
         halves = self.seen(node, form, _real_weights(wanted))
         seen = halves[0] if len(halves) == 1 else halves[0].merge(halves[1])
-        if not (seen.count and np.isfinite(seen.energy).all() and np.isfinite(seen.gram).all()):
+        if not (seen.count and all(np.isfinite(one).all() for one in (seen.energy, seen.gram, seen.cross))):
             return
         measured = seen.centered() if corrects else seen
         if rounds:
@@ -279,8 +285,8 @@ class _Walk:
         halves: list[Moments] = []
         for number, (rounded, real) in enumerate(zip(quantized, floats, strict=True)):
             # Padding is 0, which every encoding keeps: rounding the rows alone is rounding the value.
-            rows = _rounded(form.rows(rounded, most, np.random.default_rng(number)), _fixed(encoding, rounded))
-            real_rows = _cut(form.rows(real, most, np.random.default_rng(number)), encoding)
+            rows = _rounded(self.rows(node, form, rounded, most, seed=number), _fixed(encoding, rounded))
+            real_rows = _cut(self.rows(node, form, real, most, seed=number), encoding)
             wanted = real_rows @ weights.transpose(0, 2, 1)
             part = moments(rows, wanted)
             if number < 2:
@@ -288,6 +294,17 @@ class _Walk:
             else:
                 halves[number % 2] = halves[number % 2].merge(part)
         return halves
+
+    def rows(self, node: ir.Node, form: MatrixForm, values: Array, most: int, *, seed: int) -> Array:
+        """Rows of the layer's input; positions that the network's end reads are repeated: their errors count more."""
+        every = form.rows(values, most, np.random.default_rng(seed))
+        source = node.inputs[0]
+        read = self.read.get(str(source.name)) if source is not None and is_operator(node, "MatMul", "Gemm") else None
+        if read is None or read.axis == values.ndim - 1:
+            return every
+        alone = form.rows(np.take(values, read.positions, axis=read.axis), most, np.random.default_rng(seed))
+        times = round(_READ_SHARE / (1 - _READ_SHARE) * every.shape[1] / max(alone.shape[1], 1))
+        return np.concatenate([every, *[alone] * times], axis=1)
 
     def round(
         self,

@@ -33,8 +33,7 @@ def write_report(
     Raises:
         OutputError: if a file cannot be written.
     """
-    steps, front = (analysis.steps, analysis.front) if analysis is not None else ((), ())
-    texts = {REPORT: render(summary, analysis, plan=plan, target=target, steps=steps, front=front)}
+    texts = {REPORT: render(summary, analysis, plan=plan, target=target)}
     if analysis is not None:
         texts[ANALYSIS] = analysis_to_json(analysis)
     for name, text in texts.items():
@@ -66,7 +65,14 @@ def report_again(folder: Path, target: Target | None = None) -> Path:
             f"{folder}: expected a folder that quantize or analyze wrote, with a summary.json; there is none to be read"
         ) from None
     file = folder / ANALYSIS
-    analysis = analysis_from_json(file.read_text(encoding="utf-8"), source=str(file)) if file.exists() else None
+    analysis = analysis_from_json(_text(file), source=str(file)) if file.exists() else None
     plan = load_plan(folder / "plan.json")
     write_report(folder, summary, analysis, plan=plan, target=target or load_target(name))
     return folder / REPORT
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReportError(f"{file}: expected an analysis in JSON, could not read it: {error}") from None

@@ -24,7 +24,7 @@ _DIGITS = 4
 _DENSITY_STEPS = 100
 
 
-def pictures(plan: Plan, analysis: Analysis | None, rows: Sequence[Tensor], front: Sequence[Choice]) -> dict[str, Any]:
+def pictures(plan: Plan, analysis: Analysis | None, rows: Sequence[Tensor]) -> dict[str, Any]:
     """Return all that the scripts need, as JSON values without NaN or infinity."""
     found = analysis or Analysis()
     reasons = {node.name: node.reason for node in plan.float_nodes}
@@ -41,7 +41,7 @@ def pictures(plan: Plan, analysis: Analysis | None, rows: Sequence[Tensor], fron
             }
             for one in found.depth
         ],
-        "front": [_choice(one) for one in sorted(front, key=lambda one: one.cost)],
+        "front": [_choice(one) for one in sorted(found.front, key=lambda one: one.cost)],
     }  # fmt: skip
 
 

@@ -6,13 +6,13 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
 import narrowgauge
 from narrowgauge.analysis.outliers import describe
-from narrowgauge.analysis.records import Analysis, Choice, Step
+from narrowgauge.analysis.records import Analysis
 from narrowgauge.core.plan import Plan
 from narrowgauge.report import figures
 from narrowgauge.report.pictures import PICTURES, pictures
@@ -35,8 +35,6 @@ def render(
     *,
     plan: Plan,
     target: Target,
-    steps: Sequence[Step] = (),
-    front: Sequence[Choice] = (),
 ) -> str:
     """Write the report as the text of one HTML file.
 
@@ -46,11 +44,10 @@ def render(
 
     Args:
         summary: what `summary.json` holds; a figure that is missing is shown as unknown.
-        analysis: where the loss arises; None leaves out what needs it.
+        analysis: where the loss arises, and what recovery did; None leaves out what needs it, but for the steps of
+            recovery, which the summary holds, too.
         plan: what was quantized how.
         target: what for.
-        steps: what recovery tried, in its order; none for those of the summary.
-        front: the Pareto front of mixed precision.
     """
     from jinja2 import Environment, PackageLoader  # the command line starts without it
 
@@ -68,7 +65,7 @@ def render(
         analysis=analysis,
         plan=plan,
         target=target,
-        steps=steps or read_steps(summary),
+        steps=(analysis.steps if analysis else ()) or read_steps(summary),
         rows=rows,
         worst=worst(rows),
         largest_cost=max((row.cost or 0 for row in rows), default=0) or 1,
@@ -78,14 +75,14 @@ def render(
         types=_types(plan),
         outliers=[_sentence(describe(one)) for one in analysis.outliers] if analysis else [],
         most_pictures=PICTURES,
-        front=front,
+        front=analysis.front if analysis else (),
         version=narrowgauge.__version__,
         style=_text("templates", "style.css"),
         library=library,
         script=script,
         digests=[_digest(library), _digest(script)],
         licences=_licences(),
-        data=_embedded(pictures(plan, analysis, rows, front)),
+        data=_embedded(pictures(plan, analysis, rows)),
     )
 
 

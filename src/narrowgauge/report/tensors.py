@@ -10,7 +10,7 @@ import numpy as np
 
 from narrowgauge.analysis.records import Analysis, Remedy, Sensitivity, TensorLoss
 from narrowgauge.core.encoding import AnyEncoding, Encoding
-from narrowgauge.core.granularity import PerAxis, PerBlock
+from narrowgauge.core.granularity import granularity_words
 from narrowgauge.core.plan import Plan
 from narrowgauge.report import figures
 
@@ -74,7 +74,7 @@ class Tensor:
         """What one scale covers."""
         if self.loss:
             return self.loss.granularity
-        return granularity_words(self.encoding) if self.encoding else ""
+        return scale_words(self.encoding) if self.encoding else ""
 
     @property
     def range(self) -> tuple[float, float] | None:
@@ -99,7 +99,7 @@ class Tensor:
         """How many levels the type has."""
         if self.loss:
             return self.loss.levels
-        return self.encoding.type.maximum - self.encoding.type.minimum + 1 if self.encoding else None
+        return self.encoding.type.levels if self.encoding else None
 
     @property
     def cost(self) -> float | None:
@@ -164,16 +164,11 @@ def role(tensor: Tensor) -> str:
     return f"output of {node}" if tensor.kind == "activation" else f"weights of {node}"
 
 
-def granularity_words(encoding: AnyEncoding) -> str:
+def scale_words(encoding: AnyEncoding) -> str:
     """Say what one scale of an encoding covers, as the records do."""
     if not isinstance(encoding, Encoding):
         return "each tensor at run time"
-    granularity = encoding.granularity
-    if isinstance(granularity, PerAxis):
-        return f"axis {granularity.axis}"
-    if isinstance(granularity, PerBlock):
-        return f"axis {granularity.axis}, blocks of {granularity.size}"
-    return "tensor"
+    return granularity_words(encoding.granularity)
 
 
 def error_change(remedy: Remedy) -> float | None:
