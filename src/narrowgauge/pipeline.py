@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -147,10 +148,10 @@ def quantize(  # noqa: PLR0913 - the command line's options, by the same names
             opened = job.open(model, imported, data, preprocess, labels)
         calibrating, checking = job.split(opened, samples if asked.mode == "static" else 0, check_samples)
         original = _reference(model, imported)
-        drop = None
+        judge = None
         if max_drop is not None or asked.budget:
-            drop = job.accuracy(original, imported.model, checking, metric)
-        made = job.plan(imported.model, chosen, asked, calibrating, given, drop, max_drop)
+            judge = functools.partial(job.accuracy, original, imported.model, checking, metric)
+        made = job.plan(imported.model, chosen, asked, calibrating, given, judge, max_drop)
         checking = job.left_to_check(checking, calibrating, made.statistics, samples)
         with job.stage("lower"):
             forms = forms_for(chosen, made.network, made.plan, form=format)

@@ -197,10 +197,10 @@ def _checked(values: Mapping[str, Any], defaults: object, place: str) -> dict[st
 
 def _check_values(values: Mapping[str, Any], place: str) -> None:
     """Refuse values that their type does not rule out."""
-    known: tuple[tuple[str, Collection[Any]], ...] = (("methods", METHODS), ("bits", WIDTHS))
-    for key, allowed in known:
+    known: tuple[tuple[str, type, Collection[Any]], ...] = (("methods", str, METHODS), ("bits", int, WIDTHS))
+    for key, kind, allowed in known:
         for one in values.get(key, ()):
-            if one not in allowed:
+            if type(one) is not kind or one not in allowed:
                 raise RecipeError(f"{place}: expected {key!r} to be some of {_listed(allowed)}, got {one!r}")
     for key, allowed in (("mode", MODES), ("granularity", SCOPES)):
         if values.get(key, allowed[0]) not in allowed:

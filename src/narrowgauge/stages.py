@@ -177,7 +177,7 @@ class Stages:
 
     def plan(
         self, network: ir.Model, target: Target, recipe: Recipe, calibrating: Samples | None,
-        given: Plan | None, drop: Drop | None = None, max_drop: float | None = None,
+        given: Plan | None, judge: Callable[[], Drop | None] | None = None, max_drop: float | None = None,
     ) -> Planned:  # fmt: skip
         """Calibrate, plan and recover."""
         asked, notes = choices(recipe, network)
@@ -188,6 +188,8 @@ class Stages:
         if statistics is not None:
             self.notes += constant_input_warnings(network, statistics)
         if statistics is None or given is not None:
+            if judge is not None:
+                self.notes.append("the accuracy asked for is only judged: a plan that is given or has no ranges stays")
             with self.stage("plan"):
                 changed, plan = network, self._given_plan(network, given, target)
                 if plan is None:
@@ -195,7 +197,16 @@ class Stages:
                 elif statistics is not None and "correct-bias" in recipe.methods and not made_for(plan, network):
                     changed, plan = correct_bias(network, plan, statistics)
             return self._planned(network, changed, plan, statistics, statistics)
-        workshop = self.workshop(network, target, calibrating)
+        count = _readable_again(calibrating, statistics.samples)
+        workshop = self.workshop(network, target, calibrating, count)
+        drop = judge() if judge is not None and count is not None else None
+        if judge is not None and drop is None:
+            self.notes.append("the accuracy asked for did not steer recovery: no samples are left to measure it on")
+        if recipe.measured and recipe.methods and not workshop.measuring:
+            self.notes.append(
+                f"recovery was not measured, so all of it was kept: that takes {2 * _FEWEST_MEASURING} calibrating "
+                "samples or more that can be read twice"
+            )
         with self.stage("plan"):
             state = workshop.planned(network, statistics, asked)
         front: tuple[Choice, ...] = ()
@@ -231,9 +242,15 @@ class Stages:
             self.notes.append(f"the plan was made for {given.target}: it is applied for {target.name}")
         return replace(given, target=target.name)
 
-    def workshop(self, network: ir.Model, target: Target, calibrating: Samples | None) -> Workshop:
-        """Part the calibrating samples into those that numbers are chosen on and those that these are measured on."""
-        count = calibrating.count if calibrating is not None else None
+    def workshop(self, network: ir.Model, target: Target, calibrating: Samples | None, count: int | None) -> Workshop:
+        """Part the calibrating samples into those that numbers are chosen on and those that these are measured on.
+
+        Args:
+            network: the float network.
+            target: what it is for.
+            calibrating: the samples.
+            count: how many of them there are; None where they cannot be read again.
+        """
         held = min(_MEASURING, count // 4) if count is not None and count >= 2 * _FEWEST_MEASURING else 0
         inputs = input_specs(network)
 
@@ -255,10 +272,9 @@ class Stages:
         metric: Callable[..., Any] | None,
     ) -> Drop | None:  # fmt: skip
         """Return what measures the accuracy lost, while recovery goes on, on the samples of the check."""
-        if checking is None or not checking.count:
-            self.notes.append("the accuracy asked for did not steer recovery: there are no samples of their own for it")
+        kept = KeptBatches(checking, batch_size(network), input_specs(network)) if checking is not None else ()
+        if checking is None or next(iter(kept), None) is None:
             return None
-        kept = KeptBatches(checking, batch_size(network), input_specs(network))
         reference = open_run(original, threads=self.threads)
 
         def drop(workshop: Workshop, state: State) -> float:
@@ -360,6 +376,16 @@ def model_name(model: Model) -> str:
     if isinstance(model, str | os.PathLike):
         return str(Path(model))
     return (model.graph.name or "network") if model.graph is not None else "network"
+
+
+def _readable_again(samples: Samples | None, seen: int) -> int | None:
+    """How many of the samples that calibrated can be read once more; None where they cannot."""
+    if samples is None or samples.count is not None:
+        return samples.count if samples is not None else None
+    try:
+        return seen if next(iter(samples), None) is not None else None
+    except DataError:  # an iterator that can be read once
+        return None
 
 
 def _batches(network: ir.Model, samples: Samples) -> Iterable[Batch]:

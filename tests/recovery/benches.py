@@ -48,3 +48,8 @@ def chain(layers: int = 4, size: int = 16) -> ir.Model:
     weights["w1"][::4] *= 6
     biases = {f"b{number}": normal(size, seed=50 + number) / 4 for number in range(layers)}
     return network(f"float[n, {size}] x", f"float[n, {size}] y", body, **weights, **biases)
+
+
+def total_noise(workshop: Workshop, state: State, *, of_activations: bool = False) -> float:
+    """Noise at the output over all measuring samples."""
+    return workshop.noise(state, of_activations=of_activations).total

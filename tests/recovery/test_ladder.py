@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from narrowgauge.core.numbers import integer_type
+from narrowgauge.errors import PlanError
 from narrowgauge.planning.choices import Choices
 from narrowgauge.recovery import ladder as module
 from narrowgauge.recovery.ladder import WORTHWHILE, Bound, Ladder
+from narrowgauge.recovery.measure import Noise
 from narrowgauge.recovery.methods import METHODS, Method
 from narrowgauge.recovery.partial_float import REASON
 from narrowgauge.recovery.workshop import State, Workshop
 from tests.planning.networks import normal
-from tests.recovery.benches import chain, state_of, workshop_of
+from tests.recovery.benches import chain, state_of, total_noise, workshop_of
 
 # --- a climb over made-up methods -----------------------------------------------------------------------------
 
@@ -28,6 +29,7 @@ class Stand:
     """A state that knows its noise; what was done to it on the way."""
 
     noise: float
+    typical: float | None = None
     done: tuple[str, ...] = ()
     of_activations: float = 1.0
     drop: float = math.inf
@@ -44,9 +46,10 @@ class Bench:
     def __init__(self) -> None:
         self.measured = 0
 
-    def noise(self, state: Stand, *, of_activations: bool = False) -> float:
+    def noise(self, state: Stand, *, of_activations: bool = False) -> Noise:
         self.measured += 1
-        return state.of_activations if of_activations else state.noise
+        total = state.of_activations if of_activations else state.noise
+        return Noise(total=total, typical=total if state.typical is None else state.typical)
 
     def planned(self, reference: object, statistics: object, choices: Choices) -> Stand:
         return Stand(noise=2.0, done=(choices.estimator.__name__,))
@@ -101,10 +104,23 @@ def test_only_what_wins_is_kept_and_every_try_is_listed(climbed: Climb) -> None:
         ("ranges", True), ("worse", False), ("chance", False), ("better", True), ("same", False)
     ]  # fmt: skip
     assert ladder.state.done == ("better",)
-    assert ladder.noise == 0.5
+    assert ladder.noise.total == 0.5
     assert [step.noise_before for step in ladder.steps[1:]] == [1.0, 1.0, 1.0, 0.5]
     assert [step.noise_after for step in ladder.steps] == [1.0, 2.0, (1 + WORTHWHILE) / 2, 0.5, 0.5]
     assert ladder.steps[3].detail == "did better"
+
+
+def test_a_few_bad_samples_and_many_good_ones_count_alike(climbed: Climb) -> None:
+    """The total, which the worst samples make, and the typical sample's noise: the product decides."""
+
+    def better_and_worse(typical: float) -> Method:
+        def apply(workshop: Bench, state: Stand) -> tuple[Stand, str]:
+            return replace(state, noise=0.5, typical=typical, done=("mixed",)), ""
+
+        return Method(name="mixed", apply=apply, meaning="")  # type: ignore[arg-type]
+
+    assert climbed([better_and_worse(1.5)]).state.done == ("mixed",)
+    assert climbed([better_and_worse(2.5)]).state.done == ()
 
 
 def test_what_has_nothing_to_do_is_no_step(climbed: Climb) -> None:
@@ -120,12 +136,15 @@ def test_unmeasured_methods_are_all_kept(climbed: Climb) -> None:
 
 
 def test_what_chooses_ranges_is_judged_by_the_activations(climbed: Climb) -> None:
-    def narrower(workshop: Bench, state: Stand) -> tuple[Stand, str]:
-        return replace(state, noise=1.2, of_activations=0.1, done=("narrower",)), ""
+    def narrower(total: float, *, of_activations: bool = True) -> Method:
+        def apply(workshop: Bench, state: Stand) -> tuple[Stand, str]:
+            return replace(state, noise=total, of_activations=0.1, done=("narrower",)), ""
 
-    row = {"apply": narrower, "meaning": "", "of_activations": True}
-    assert climbed([Method(name="narrower", **row)]).state.done == ("narrower",)
-    assert climbed([Method(name="narrower", **(row | {"of_activations": False}))]).state.done == ()
+        return Method(name="narrower", apply=apply, meaning="", of_activations=of_activations)
+
+    assert climbed([narrower(1.02)]).state.done == ("narrower",)
+    assert climbed([narrower(1.02, of_activations=False)]).state.done == ()
+    assert climbed([narrower(1.2)]).state.done == ()  # the whole must not get clearly worse for it
 
 
 def test_a_thrifty_climb_leaves_out_what_is_not_worth_its_time(climbed: Climb) -> None:
@@ -188,28 +207,33 @@ def test_a_drop_is_measured_only_of_what_wins(climbed: Climb) -> None:
     assert next(step for step in ladder.steps if step.name == "worse").drop is None
 
 
-def test_methods_are_taken_by_what_they_win_per_second(climbed: Climb, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is tried alone first: a wins most, c nearly as much in a tenth of the time."""
-    now = 0.0
-
-    def lasting(name: str, share: float, seconds: float, **row: Any) -> Method:
-        quick = method(name, share, **row)
-
-        def apply(workshop: Bench, state: Stand) -> Any:
-            nonlocal now
-            now += seconds
-            return quick.apply(workshop, state)  # type: ignore[arg-type]
-
-        return replace(quick, apply=apply)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
-    wanted, _ = bound(1e-9)
-    table = [lasting("a", 0.1, 10), lasting("b", 0.9, 1), lasting("c", 0.2, 1), method("idle", None)]
+def test_methods_are_taken_by_what_they_win_for_their_cost(climbed: Climb, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is tried alone first: a wins most, c nearly as much at a tenth of the cost."""
     monkeypatch.setattr(Ladder, "leave_float", lambda self: None)
-    ladder = climbed(table, bound=wanted)
-    assert tried(ladder)[2:] == ["c", "a", "b"]
+    wanted, _ = bound(1e-9)
+    table = [method("a", 0.1, cost=10.0), method("b", 0.9), method("c", 0.2), method("idle", None)]
+    assert tried(climbed(table, bound=wanted))[2:] == ["c", "a", "b"]
     structural = [replace(one, structural=True) for one in table[:2]]
     assert tried(climbed([*structural, table[2]], bound=wanted))[2:] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("noise", [0.0, math.inf, math.nan])
+def test_any_noise_can_be_ordered(climbed: Climb, monkeypatch: pytest.MonkeyPatch, noise: float) -> None:
+    monkeypatch.setattr(Ladder, "leave_float", lambda self: None)
+    wanted = Bound(drop=lambda workshop, state: 9.0, most=1.0)
+    ladder = climbed([method("a", 0.5), method("b", 0.1)], bound=wanted, state=Stand(noise=noise))
+    assert {"a", "b"} <= set(tried(ladder))
+
+
+def test_a_method_that_fails_is_listed_and_left(climbed: Climb) -> None:
+    def fail(workshop: Bench, state: Stand) -> None:
+        raise PlanError("expected something else")
+
+    table = [Method(name="broken", apply=fail, meaning=""), method("better", 0.5)]  # type: ignore[arg-type]
+    for fields in ({}, {"measured": False}):
+        ladder = climbed(table, **fields)
+        assert ladder.state.done == ("better",)
+        assert (ladder.steps[1].kept, ladder.steps[1].detail) == (False, "failed: expected something else")
 
 
 def test_with_a_bound_costly_methods_are_tried_too(climbed: Climb, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +253,7 @@ def layers_left(state: State) -> set[str]:
 FEED = normal(64, 16, seed=9)
 
 
-@pytest.mark.parametrize("needed", range(1, 5))
+@pytest.mark.parametrize("needed", range(1, 6))
 def test_the_fewest_layers_that_reach_it_are_left_float(needed: int) -> None:
     """The accuracy asked for is there once so many layers are float, the most costly of the five first."""
     workshop = workshop_of(chain(5), FEED)
@@ -248,8 +272,8 @@ def test_the_fewest_layers_that_reach_it_are_left_float(needed: int) -> None:
     assert len(asked) <= 2 + 5  # the ranges twice, then fewer than one for each layer
     assert ladder.steps[-1].name == "leave layers float"
     assert ladder.steps[-1].drop == ladder.drop == 0
-    assert ladder.steps[-1].noise_after == pytest.approx(workshop.noise(ladder.state))
-    assert ladder.noise < ladder.steps[-1].noise_before
+    assert ladder.steps[-1].noise_after == pytest.approx(total_noise(workshop, ladder.state))
+    assert ladder.noise.total < ladder.steps[-1].noise_before
 
 
 def test_where_no_number_of_layers_reaches_it_the_best_stays() -> None:
@@ -281,6 +305,6 @@ def test_a_real_climb_never_ends_worse_than_it_began() -> None:
     workshop = workshop_of(chain(), FEED)
     ladder = Ladder(workshop=workshop, state=state_of(workshop, weights=integer_type("int4")))
     ladder.climb(tuple(METHODS))
-    assert ladder.noise == pytest.approx(workshop.noise(ladder.state))
-    assert ladder.noise < 0.5 * ladder.steps[0].noise_after
+    assert ladder.noise.total == pytest.approx(total_noise(workshop, ladder.state))
+    assert ladder.noise.total < 0.5 * ladder.steps[0].noise_after
     assert not ladder.met

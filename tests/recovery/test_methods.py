@@ -18,7 +18,7 @@ from narrowgauge.recovery.workshop import State, Workshop
 from tests.analysis.test_outliers import samples as stream_samples
 from tests.analysis.test_outliers import stream_network
 from tests.planning.networks import network, normal, run, sqnr
-from tests.recovery.benches import chain, state_of, workshop_of
+from tests.recovery.benches import MEASURING, chain, state_of, total_noise, workshop_of
 from tests.recovery.test_rotate_streams import FULL, WEIGHTS, D, T, of_body
 
 INT4 = integer_type("int4")
@@ -59,6 +59,14 @@ def cut() -> ir.Model:
     )  # fmt: skip
 
 
+def lifted() -> ir.Model:
+    """Biases so large that no number behind the Relu is ever near 0."""
+    return network(
+        "float[n, 16] x", "float[n, 8] y", "c = Gemm(x, w, b)  h = Relu(c)  y = Gemm(h, v, d)",
+        w=normal(16, 16) / 4, b=np.full(16, 20, np.float32), v=normal(16, 8, seed=1), d=normal(8),
+    )  # fmt: skip
+
+
 def spiking() -> ir.Model:
     """A hidden unit fires on few tokens and writes into one channel of the residual stream."""
     into, bias, out_of = (WEIGHTS[name].copy() for name in ("w1", "b1", "w2"))
@@ -72,6 +80,7 @@ def spiking() -> ir.Model:
 CASES = {
     "migrate": (outlying, lambda: normal(80, 48, seed=9), "onnxruntime", {}),
     "equalize": (unequal, lambda: normal(80, 8, 6, 6, seed=9), "tflite", {"granularity": "tensor"}),
+    "absorb-biases": (lifted, lambda: normal(80, 16, seed=9), "tflite", {}),
     "rotate-streams": (spiking, lambda: normal(60, T, D, seed=20), "tflite", {}),
     "cap-outliers": (stream_network, stream_samples, "tflite", {}),
     "choose-estimator": (cut, lambda: heavy(1500), "tflite", {}),
@@ -101,7 +110,7 @@ def test_a_method_helps_where_it_is_needed(name: str) -> None:
     assert found is not None
     after, said = found
     assert said
-    noises = [workshop.noise(one, of_activations=method.of_activations) for one in (state, after)]
+    noises = [total_noise(workshop, one, of_activations=method.of_activations) for one in (state, after)]
     assert noises[1] < WORTHWHILE * noises[0]
     assert (network_digest(workshop.given), network_digest(state.network)) == given  # neither is changed in place
     if method.structural:
@@ -112,12 +121,12 @@ def test_a_method_helps_where_it_is_needed(name: str) -> None:
         assert (after.reference, after.statistics) == (state.reference, state.statistics)
 
 
-@pytest.mark.parametrize("name", ["migrate", "equalize", "rotate-streams"])
+@pytest.mark.parametrize("name", ["migrate", "equalize", "absorb-biases", "rotate-streams"])
 def test_a_change_of_structure_leaves_the_float_network_what_it_was(name: str) -> None:
     workshop, state = opened(name)
     found = METHODS[name].apply(workshop, state)
     assert found is not None
-    feed = CASES[name][1]()
+    feed = CASES[name][1]()[:-MEASURING]  # what calibrated: a channel may fall lower on other samples
     assert sqnr(run(state.reference, feed), run(found[0].reference, feed)) > 90
 
 
@@ -129,7 +138,7 @@ def test_a_method_leaves_a_float_network_as_it_is(name: str) -> None:
     assert not state.plan.encodings
     found = METHODS[name].apply(workshop, state)
     if found is not None:
-        assert workshop.noise(found[0]) < 1e-9
+        assert total_noise(workshop, found[0]) < 1e-4
         assert not found[0].plan.encodings
 
 
@@ -152,7 +161,7 @@ def test_what_was_asked_for_single_nodes_outlives_a_change_of_structure() -> Non
     assert found[0].weight_bits == 4
 
 
-@pytest.mark.parametrize(("noise", "tried"), [(1e-4, False), (0.02, True), (1.0, True), (math.inf, True)])
+@pytest.mark.parametrize(("noise", "tried"), [(1e-4, False), (0.05, True), (1.0, True), (math.inf, True)])
 def test_costly_methods_are_worth_their_time_where_there_is_much_noise(noise: float, tried: bool) -> None:
     _, state = opened("migrate")
     assert METHODS["optimize-weights"].worthwhile(state, noise) == tried

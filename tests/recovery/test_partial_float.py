@@ -16,7 +16,7 @@ from narrowgauge.recovery.bias_correction import subtract_from_bias
 from narrowgauge.recovery.partial_float import REASON, costliest_layers, leave_float
 from narrowgauge.recovery.workshop import State, Workshop
 from tests.planning.networks import name_of, network, normal, run, weights_of
-from tests.recovery.benches import chain, state_of, workshop_of
+from tests.recovery.benches import chain, state_of, total_noise, workshop_of
 
 FEED = normal(64, 16, seed=9)
 
@@ -47,7 +47,7 @@ def test_the_layer_that_costs_most_comes_first() -> None:
     assert order[0] == name_of(state.network, "g2")
     assert len(set(order)) == len(order)
     alone = leave_float(workshop, state, order[:1])
-    assert workshop.noise(alone) < workshop.noise(state) / 4
+    assert total_noise(workshop, alone) < total_noise(workshop, state) / 4
 
 
 def test_of_two_equal_gains_the_layer_of_less_work_comes_first() -> None:
@@ -88,7 +88,7 @@ def test_no_layer_changes_nothing_and_all_leave_the_float_network() -> None:
     ])  # fmt: skip
     assert not set(whole.placement.weights)
     np.testing.assert_array_equal(run(whole.network, FEED), run(workshop.given, FEED))
-    assert workshop.noise(whole) == 0
+    assert total_noise(workshop, whole) == 0
 
 
 def test_a_bias_of_its_own_node_is_the_float_networks_again() -> None:

@@ -23,7 +23,8 @@ from narrowgauge.graph.constants import set_constant
 from narrowgauge.lowering.qdq import lower_to_qdq
 from narrowgauge.planning.bias_room import with_room_for_biases
 from narrowgauge.recovery import matrix_form
-from narrowgauge.recovery.sequential import LayerRounding, optimize
+from narrowgauge.recovery.fit_layer import LayerRounding
+from narrowgauge.recovery.sequential import optimize
 from narrowgauge.targets.registry import load_target
 from tests.planning.networks import name_of, network, normal, planned, run, seen, sqnr, weights_of
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from threadpoolctl import threadpool_limits
 
 from narrowgauge.analysis.chain import (
     Case,
@@ -20,6 +22,7 @@ from narrowgauge.analysis.chain import (
     inner_values,
 )
 from narrowgauge.analysis.energies import output_noise
+from narrowgauge.analysis.equalized import equalized
 from narrowgauge.analysis.records import Remedy
 from narrowgauge.analysis.sensitivity import QuantizedTensor, difference, left_float
 from narrowgauge.calibration.ranges import Range, estimator
@@ -30,15 +33,22 @@ from narrowgauge.core.granularity import Granularity, PerAxis, PerTensor
 from narrowgauge.core.numbers import IntegerType
 from narrowgauge.core.ranges import encoding_from_range
 from narrowgauge.errors import NarrowgaugeError, StatisticsError
-from narrowgauge.graph.constants import constant_array
+from narrowgauge.graph.constants import constant_array, set_constant
 from narrowgauge.graph.edits import is_operator
-from narrowgauge.graph.roles import output_axis, weight_inputs
+from narrowgauge.graph.roles import activation_inputs, output_axis, weight_inputs
 from narrowgauge.recovery.bias_correction import bias_place, has_place_for_bias, subtract_from_bias
+from narrowgauge.recovery.fit_layer import FittingRules, LayerInputs, can_fit, fit_layer
 from narrowgauge.recovery.range_refinement import CANDIDATES
+from narrowgauge.recovery.read_positions import read_positions
 from narrowgauge.targets.schema import Target
 
-# Samples that remedies are measured on.
+Array = npt.NDArray[Any]
+
+# Samples that remedies are measured on, and so many that they learn from.
 SAMPLES = 16
+
+# Weights of more bits are as good when each is rounded to its nearest level.
+_ROUND_BITS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +58,7 @@ class Patient:
     Attributes:
         tensor: the tensor, or several with one encoding.
         streams: the float network and the quantized one.
-        cases: the samples to take where a remedy needs some.
+        cases: the samples that a remedy learns from.
         statistics: of the quantized network's float form; None where there are none.
         target: what the chip can do.
     """
@@ -68,6 +78,14 @@ class Patient:
     def encoding(self) -> AnyEncoding:
         """How the tensor is rounded now."""
         return self.streams.quantized.plan.encodings[self.tensor.name]
+
+    @property
+    def layer(self) -> ir.Node | None:
+        """The node that reads these weights; None where several do, and for an activation."""
+        layers = self.tensor.layers
+        return (
+            next(node for node in self.streams.quantized.nodes if node.name == layers[0]) if len(layers) == 1 else None
+        )
 
     def encoded(self, encoding: AnyEncoding | None) -> Change:
         """Round the tensor otherwise, or not at all."""
@@ -154,10 +172,9 @@ def _per_channel(patient: Patient) -> Iterator[Trial]:
 
 def _bias(patient: Patient) -> Iterator[Trial]:
     """Take the mean error of each output channel, measured in both networks, out of the layer's bias."""
-    if len(patient.tensor.layers) != 1:
+    node, nodes = patient.layer, patient.streams.quantized.nodes
+    if node is None:
         return
-    nodes = patient.streams.quantized.nodes
-    node = next(node for node in nodes if node.name == patient.tensor.layers[0])
     numbers, place = weight_inputs(node), bias_place(node)
     weights = constant_array(node.inputs[numbers[0]]) if numbers else None
     if weights is None or place is None or node.op_type not in {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
@@ -180,12 +197,67 @@ def _bias(patient: Patient) -> Iterator[Trial]:
         )  # fmt: skip
 
 
+def _rounding(patient: Patient) -> Iterator[Trial]:
+    """Round the layer's weights by what that does to its output, and correct its bias, as `recovery.sequential`."""
+    node, streams = patient.layer, patient.streams
+    plan = streams.quantized.plan
+    if node is None or not can_fit(node, plan) or patient.encoding.type.bits > _ROUND_BITS:
+        return
+    source = next(value for _, value in activation_inputs(node))
+    inputs = LayerInputs(
+        rounded=_values(patient, streams.quantized, source),
+        real=_values(patient, streams.reference, source),
+        read=read_positions(streams.reference.model).get(str(source.name)),
+    )
+    wanted = streams.reference.nodes[streams.quantized.nodes.index(node)]
+    rules = FittingRules(
+        round_bits=_ROUND_BITS,
+        bias_bits=patient.target.bias_bits,
+        power_of_two=patient.target.weights.power_of_two,
+    )
+    with threadpool_limits(1, user_api="blas"):  # its threads wait for each other longer than these products take
+        fitted = fit_layer(node, wanted, plan, inputs, rules)
+    if fitted is None or fitted.weights is None or fitted.record.chosen >= fitted.record.nearest:
+        return
+    weights, shift = fitted.weights, fitted.shift
+
+    def edit(graph: ir.Graph) -> None:
+        layer = next(one for one in graph if one.name == node.name)
+        value = layer.inputs[1]
+        assert value is not None
+        set_constant(value, weights)
+        if shift is not None:
+            subtract_from_bias(graph, layer, shift)
+
+    tensor = patient.tensor
+    yield Trial(
+        method="rounding",
+        change=Change(first=tensor.first, last=tensor.last, encodings={tensor.name: fitted.encoding}, edit=edit),
+        detail="the weights are rounded by what that does to the layer's output, and its bias is corrected",
+    )
+
+
+def _equalization(patient: Patient) -> Iterator[Trial]:
+    """Even out the channels of weights with one scale and those of the layers before and behind."""
+    node, chain, own = patient.layer, patient.streams.quantized, patient.encoding
+    if node is None or not isinstance(own, Encoding) or not isinstance(own.granularity, PerTensor):
+        return
+    change = equalized(patient.network, chain.plan, patient.statistics, node, patient.target)
+    if change is not None:
+        yield Trial(
+            method="equalization", change=change,
+            detail="the channels of the layer and of those before and behind it are rescaled to like ranges",
+        )  # fmt: skip
+
+
 REMEDIES: dict[str, Finder] = {
     "float": _float,
     "range": _ranges,
     "16 bits": _sixteen_bits,
     "per channel": _per_channel,
     "bias correction": _bias,
+    "rounding": _rounding,
+    "equalization": _equalization,
 }
 """What is tried, one line each: the finder gives any number of trials for a tensor, none where it does not apply."""
 
@@ -208,16 +280,20 @@ def remedies(
         tensors: which tensors.
         statistics: of the float network that the plan describes, for other ranges; None tries none for activations.
         target: what the chip can do; what it cannot is tried, too, and said.
-        samples: how many of the samples it is measured on.
+        samples: how many of the samples each trial is measured on, the first ones. What a remedy learns it learns from
+            as many at the end: others, where there are twice as many.
         progress: called with a number of trials.
 
     Returns:
         Remedies, tensor by tensor in the given order, the largest gain first.
     """
-    cases = streams.cases[: first_cases(streams.cases, samples)]
+    few = first_cases(streams.cases, samples)
+    cases = streams.cases[:few]
     trials: list[tuple[str, Trial]] = []
     for tensor in tensors:
-        patient = Patient(tensor=tensor, streams=streams, cases=cases, statistics=statistics, target=target)
+        patient = Patient(
+            tensor=tensor, streams=streams, cases=streams.cases[-few:], statistics=statistics, target=target
+        )
         found = (trial for finder in REMEDIES.values() for trial in finder(patient))
         trials += [(tensor.name, trial) for trial in found if _runs(streams.quantized, trial.change, cases[0])]
     signals = np.sum([case.signals() for case in cases], axis=0)
@@ -302,7 +378,7 @@ def _weight_axis(patient: Patient) -> int | None:
     return axis if rank > 1 else None
 
 
-# --- the mean error of a layer --------------------------------------------------------------------------------
+# --- what runs through a layer --------------------------------------------------------------------------------
 
 
 def _mean_error(patient: Patient, node: ir.Node, last: ir.Node, axis: int) -> npt.NDArray[np.float64] | None:
@@ -322,3 +398,12 @@ def _mean_error(patient: Patient, node: ir.Node, last: ir.Node, axis: int) -> np
                 return None
             sums = part if sums is None else sums + part
     return None if sums is None else sums / sum(case.count for case in patient.cases)
+
+
+def _values(patient: Patient, chain: Chain, value: ir.Value) -> list[Array]:
+    """A value of one of the networks for each case; `value` is the quantized network's."""
+    name, writer = str(value.name), value.producer()
+    if writer is None:
+        return [case.feed[name] for case in patient.cases]
+    place = patient.streams.quantized.nodes.index(writer)
+    return inner_values(chain, Change(first=place, last=place), name, patient.cases)

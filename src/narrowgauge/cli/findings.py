@@ -17,31 +17,28 @@ _SHOWN_OUTLIERS = 3
 
 
 def findings(analysis: Analysis) -> list[RenderableType]:
-    """Rank the tensors that cost most at the output, with the split of their loss and the best remedy."""
+    """Rank the tensors that cost most at the output, with the kind of their loss and the best remedy."""
     losses = {loss.name: loss for loss in analysis.losses}
     ranking = analysis.ranking()
-    table = plain_table("tensor", "SQNR", "clipped", "levels", "output", "cost", "remedy", right=(1, 2, 3, 4, 5))
+    table = plain_table("tensor", "adds", "if float", "clipping", "remedy", right=(1, 2, 3))
     for one in ranking[:_SHOWN]:
         table.add_row(
-            Text(one.name), *_split(losses.get(one.name)), _sqnr(one.alone), _share(one.gain, analysis.noise),
-            Text(_remedy(analysis.remedies, one.name)),
+            Text(one.name), _share(one.alone, analysis.noise), _share(one.gain, analysis.noise),
+            _clipping(losses.get(one.name)), Text(_remedy(analysis.remedies, one.name)),
         )  # fmt: skip
     said = f"Output SQNR {_sqnr(analysis.noise)} on {counted(analysis.samples, 'sample')}. "
     said += f"Of {counted(len(ranking), 'tensor')}, these cost most:"
     meaning = (
-        "SQNR: of the tensor itself; clipped: share of its error; levels: how many are used; output: the output's SQNR "
-        "with it alone quantized; cost: share of the output's error that goes if it is left float; remedy: the best "
-        "besides float, and the share that it takes away"
+        "adds: error at the output, with it alone quantized, and if float: what goes if it is left float, both as "
+        "shares of the whole error; clipping: its share of the tensor's own error, the rest is rounding; remedy: the "
+        "best that was tried besides float, and what it takes away"
     )
     parts: list[RenderableType] = [Text(said), table, Text(meaning, style="dim")]
     return [*parts, *(Text(f"Outlier: {describe(outlier)}.") for outlier in analysis.outliers[:_SHOWN_OUTLIERS])]
 
 
-def _split(loss: TensorLoss | None) -> tuple[str, str, str]:
-    if loss is None:
-        return "-", "-", "-"
-    clipped = f"{100 * loss.clipping / loss.error:.0f} %" if loss.error else "-"
-    return _sqnr(loss.error / loss.signal if loss.signal else 0.0), clipped, f"{loss.levels_used}/{loss.levels}"
+def _clipping(loss: TensorLoss | None) -> str:
+    return f"{100 * loss.clipping / loss.error:.0f} %" if loss is not None and loss.error else "-"
 
 
 def _sqnr(noise: float) -> str:

@@ -23,6 +23,8 @@ FILES = {
     "plan.json": "scales and zero points: edit, then --plan",
     "model.toml": "how images become inputs",
     "statistics.npz": "what calibration saw: for --statistics",
+    "report.html": "where the accuracy went: open it in a browser",
+    "analysis.json": "the same, for scripts",
     "summary.json": "these figures, for scripts",
     "notes.txt": "what the import changed, and what it left alone",
 }

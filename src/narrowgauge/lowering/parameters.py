@@ -83,9 +83,7 @@ class Parameters:
         inputs = [value, self.scale(name, encoding), self.zero_point(name, encoding)]
         return new_node(operator, inputs, attributes, name=self.name(node_name))
 
-    def dequantized(
-        self, value: ir.Value, encoding: Encoding, before: ir.Node, *, widen: bool = False
-    ) -> ir.Value:
+    def dequantized(self, value: ir.Value, encoding: Encoding, before: ir.Node, *, widen: bool = False) -> ir.Value:
         """Turn a float initializer into levels and a DequantizeLinear before a node, and return the latter's output.
 
         Each reader gets its own DequantizeLinear, as engines expect it; the levels are one initializer.

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field, replace
 from narrowgauge.analysis.records import Step
 from narrowgauge.calibration.ranges import estimator
 from narrowgauge.errors import PlanError, RuntimeFailure, StatisticsError
+from narrowgauge.recovery.measure import Noise
 from narrowgauge.recovery.methods import METHODS, Method
 from narrowgauge.recovery.partial_float import costliest_layers, leave_float
-from narrowgauge.recovery.workshop import State, Workshop
+from narrowgauge.recovery.workshop import UNKNOWN, State, Workshop
 
-# A method is kept where the noise at the output falls below this share of what it was: less is the samples' chance.
+# A method is kept where the noise at the output (`measure.Noise.judged`) falls below this share of what it was: less is
+# the samples' chance.
 WORTHWHILE = 0.97
 
 
@@ -51,18 +53,18 @@ class Ladder:
     measured: bool = True
     bound: Bound | None = None
     tell: Callable[[str], None] = lambda method: None
-    noise: float = math.nan
+    noise: Noise = UNKNOWN
     drop: float | None = None
     steps: list[Step] = field(default_factory=list)
 
     def begin(self, name: str) -> None:
         """Measure the state to begin with, and list it as the first step."""
         start = time.perf_counter()
-        self.noise = self.workshop.noise(self.state) if self.measured else math.nan
+        self.noise = self.workshop.noise(self.state) if self.measured else UNKNOWN
         self.drop = self.bound.drop(self.workshop, self.state) if self.bound is not None else None
         self.steps.append(
             Step(
-                name=name, detail="", noise_before=math.nan, noise_after=self.noise,
+                name=name, detail="", noise_before=math.nan, noise_after=self.noise.total,
                 seconds=time.perf_counter() - start, kept=True, drop=self.drop,
             )
         )  # fmt: skip
@@ -92,7 +94,7 @@ class Ladder:
         for structural in (True, False):
             chosen = [method for name, method in METHODS.items() if name in methods and method.structural == structural]
             for method in chosen if self.bound is None else self.by_gain(chosen):
-                if self.met or (thrifty and self.bound is None and not method.worthwhile(self.state, self.noise)):
+                if self.met or (thrifty and self.bound is None and not method.worthwhile(self.state, self.noise.total)):
                     continue
                 self.attempt(method)
         if self.bound is not None and not self.met:
@@ -118,7 +120,9 @@ class Ladder:
             if isinstance(found, tuple):
                 won = _decibels(self.noise) - _decibels(self.workshop.noise(found[0]))
                 gains[method.name] = won / method.cost
-        return sorted((method for method in methods if method.name in gains), key=lambda one: -gains[one.name])
+        # Those that choose ranges plan anew, so they come before those that choose weights.
+        found_ones = [method for method in methods if method.name in gains]
+        return sorted(found_ones, key=lambda one: (not one.of_activations, -gains[one.name]))
 
     def applied(self, method: Method) -> tuple[State, str] | str | None:
         """Apply a method: the new state and what was done, why it failed, or None where there is nothing to do."""
@@ -135,16 +139,17 @@ class Ladder:
         if found is None:
             return False
         state, detail = found if isinstance(found, tuple) else (self.state, found)
-        after = self.workshop.noise(state) if self.measured else math.nan
+        after = self.workshop.noise(state) if self.measured else UNKNOWN
         old, new = self.noise, after
         if self.measured and method.of_activations:
             old, new = (self.workshop.noise(one, of_activations=True) for one in (self.state, state))
         # NaN: nothing was measured, so all is kept that did something.
-        kept = isinstance(found, tuple) and not new >= WORTHWHILE * old
+        wins = not new.judged >= WORTHWHILE * old.judged
+        kept = isinstance(found, tuple) and wins and not after.judged > self.noise.judged / WORTHWHILE
         drop = self.bound.drop(self.workshop, state) if self.bound is not None and kept else None
         self.steps.append(
             Step(
-                name=method.name, detail=detail, noise_before=self.noise, noise_after=after,
+                name=method.name, detail=detail, noise_before=self.noise.total, noise_after=after.total,
                 seconds=time.perf_counter() - start, kept=kept, drop=drop,
             )
         )  # fmt: skip
@@ -183,12 +188,12 @@ class Ladder:
         self.steps.append(
             Step(
                 name=name, detail=f"{layers} left float, because they cost the most accuracy for their work",
-                noise_before=before, noise_after=self.noise, seconds=time.perf_counter() - start, kept=True,
+                noise_before=before.total, noise_after=self.noise.total, seconds=time.perf_counter() - start, kept=True,
                 drop=self.drop,
             )
         )  # fmt: skip
 
 
-def _decibels(noise: float) -> float:
-    """Noise in decibels; none or an unmeasured one as the least there is, for comparison only."""
-    return 10 * math.log10(min(max(noise, 1e-30), 1e30)) if not math.isnan(noise) else 300.0
+def _decibels(noise: Noise) -> float:
+    """What is judged, in decibels; none or an unmeasured one as the most there is, for comparison only."""
+    return 300.0 if math.isnan(noise.judged) else 10 * math.log10(min(max(noise.judged, 1e-30), 1e30))

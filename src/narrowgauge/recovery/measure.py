@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
@@ -17,6 +19,24 @@ from narrowgauge.graph.feeds import Feed
 from narrowgauge.lowering.qdq import QdqStyle, lower_to_qdq
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Noise:
+    """Noise at the output on some samples (see `OutputNoise`).
+
+    Attributes:
+        total: over all samples: that of the worst ones, as a rule.
+        typical: geometric mean of the samples' own.
+    """
+
+    total: float
+    typical: float
+
+    @property
+    def judged(self) -> float:
+        """What decides between two networks: both count alike, so that neither one bad sample does nor many good."""
+        return math.sqrt(self.total * self.typical)
 
 
 class OutputNoise:
@@ -66,20 +86,46 @@ class OutputNoise:
         Raises:
             RuntimeFailure: if the engine fails to run it, or its outputs are not shaped as the reference's.
         """
-        errors: dict[int, float] = {}
-        signals: dict[int, float] = {}
-        for references, candidates in zip(self._outputs, _run(network, self._batches, self._threads), strict=True):
-            for number, (reference, candidate) in enumerate(zip(references, candidates, strict=True)):
-                if reference.dtype.kind != "f":
-                    continue
-                if reference.shape != candidate.shape:
-                    raise RuntimeFailure(
-                        f"output {number}: expected shape {reference.shape} as in the float network, got "
-                        f"{candidate.shape}"
-                    )
-                errors[number] = errors.get(number, 0.0) + error_energy(reference, candidate)
-                signals[number] = signals.get(number, 0.0) + energy(reference)
-        return output_noise(errors.values(), signals.values()) if errors else math.nan
+        return self._measured(network).total
+
+    def measure(self, network: ir.Model, plan: Plan, style: QdqStyle | None = None) -> Noise:
+        """Simulate a plan and measure the noise over all samples and that of a typical one; see `of`."""
+        return self._measured(lower_to_qdq(network, plan, style))
+
+    def _measured(self, network: ir.Model) -> Noise:
+        samples = [
+            (errors, signals)
+            for batch, references, candidates in zip(
+                self._batches, self._outputs, _run(network, self._batches, self._threads), strict=True
+            )
+            for errors, signals in _by_sample(batch, references, candidates)
+        ]
+        if not any(errors for errors, _ in samples):
+            return Noise(total=math.nan, typical=math.nan)
+        errors, signals = (np.sum([sample[which] for sample in samples], axis=0).tolist() for which in (0, 1))
+        each = [output_noise(*sample) for sample in samples]
+        typical = math.exp(sum(math.log(min(max(noise, 1e-12), 1e12)) for noise in each) / len(each))
+        return Noise(total=output_noise(errors, signals), typical=typical)
+
+
+def _by_sample(
+    batch: Feed, references: Sequence[Array], candidates: Sequence[Array]
+) -> Iterator[tuple[list[float], list[float]]]:
+    """Energies of the errors and of the signals of a batch's float outputs, row by row where they have its rows."""
+    pairs = [pair for pair in zip(references, candidates, strict=True) if pair[0].dtype.kind == "f"]
+    for number, (reference, candidate) in enumerate(pairs):
+        if reference.shape != candidate.shape:
+            raise RuntimeFailure(
+                f"output {number}: expected shape {reference.shape} as in the float network, got {candidate.shape}"
+            )
+    rows = {len(array) for array in (*batch.feed.values(), *(one for one, _ in pairs)) if array.ndim}
+    count = rows.pop() if len(rows) == 1 and all(one.ndim for one, _ in pairs) else 0
+    parts = [[(one[row], other[row]) for one, other in pairs] for row in range(count)] if count else [pairs]
+    for part in parts:
+        yield (
+            [error_energy(*map(np.atleast_1d, pair)) for pair in part],
+            [energy(np.atleast_1d(one)) for one, _ in part],
+        )
 
 
 def _run(network: ir.Model, batches: Sequence[Feed], threads: int | None) -> list[list[Array]]:

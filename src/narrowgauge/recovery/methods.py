@@ -36,8 +36,8 @@ _OPTIMIZING_BYTES = 3 * 2**28  # of activations that are alive between two layer
 _OPTIMIZING_BATCH = 8
 _ROUND_BITS = 7
 
-# Noise above which costly methods are tried without being asked for: 20 dB, and 15 dB.
-_OPTIMIZE_ABOVE = 0.01
+# Noise above which costly methods are tried without being asked for: 17 dB, and 15 dB.
+_OPTIMIZE_ABOVE = 0.02
 _CAP_ABOVE = 0.03
 
 # Estimators that compete for the whole network.
@@ -105,8 +105,8 @@ def _migrate(workshop: Workshop, state: State) -> Found:
     if done:
         worst = max(done, key=lambda migration: migration.factor)
         said.append(
-            f"outlier channels of {len(done)} values were scaled into the next weights, most of all channel "
-            f"{worst.channel} of {worst.value!r}, by {worst.factor:.3g}"
+            f"outlier channels of {_counted(len(done), 'value')} were scaled into the next weights, most of all "
+            f"channel {worst.channel} of {worst.value!r}, by {worst.factor:.3g}"
         )
     return (workshop.planned(network, statistics, asked), "; ".join(said)) if said else None
 
@@ -122,9 +122,9 @@ def _equalize(workshop: Workshop, state: State) -> Found:
         return None
     network, statistics, gone = drop_idle_caps(network, workshop.calibrate(network))
     capped = sum(len(one.capped) for one in done) - len(gone)
-    said = f"the weights' channels of {len(done)} pairs of layers were equalized"
+    said = f"the weights' channels of {_counted(len(done), 'pair')} of layers were equalized"
     if capped > 0:
-        said += f", with a cap for each channel of {capped} values"
+        said += f", with a cap for each channel of {_counted(capped, 'value')}"
     return workshop.planned(network, statistics, state.choices), said
 
 
@@ -133,7 +133,7 @@ def _absorb_biases(workshop: Workshop, state: State) -> Found:
     network, done = absorb_high_biases(state.reference, statistics=state.statistics)
     if not done:
         return None
-    said = f"what the channels of {len(done)} layers never fall below was moved into the next biases"
+    said = f"what the channels of {_counted(len(done), 'layer')} never fall below was moved into the next biases"
     return workshop.planned(network, workshop.calibrate(network), state.choices), said
 
 
@@ -158,7 +158,7 @@ def _cap_outliers(workshop: Workshop, state: State) -> Found:
         return None
     network, statistics, caps = cap_outliers(
         state.reference, state.statistics, outliers, calibrate=workshop.calibrate,
-        noise=lambda changed, seen: workshop.noise(workshop.planned(changed, seen, state.choices)),
+        noise=lambda changed, seen: workshop.noise(workshop.planned(changed, seen, state.choices)).judged,
         sketch=lambda changed: workshop.calibrate(changed, _SKETCHING),
     )  # fmt: skip
     if not caps:
@@ -176,13 +176,16 @@ def _bound(cap: Cap) -> float:
 
 def _choose_estimator(workshop: Workshop, state: State) -> Found:
     """Plan with each estimator of ranges and take the one with the least noise at the output."""
-    if not workshop.measuring:
+    if not workshop.measuring or state.network is not state.reference:  # weights that were chosen would be lost
         return None
     found = {
         name: workshop.planned(state.reference, state.statistics, replace(state.choices, estimator=estimator(name)))
         for name in _ESTIMATORS
     }
-    best = min(found, key=lambda name: workshop.noise(found[name], of_activations=True))
+    noises = {name: workshop.noise(found[name], of_activations=True).judged for name in found}
+    best = min(noises, key=noises.__getitem__)
+    if math.isnan(noises[best]):
+        return None
     return found[best], f"ranges by {best}, the best estimator for the whole network"
 
 
@@ -202,8 +205,8 @@ def _refine_ranges(workshop: Workshop, state: State) -> Found:
     plan = with_room_for_biases(
         state.network, plan, bits=workshop.target.bias_bits, power_of_two=workshop.target.weights.power_of_two
     )
-    values = "value was" if len(done) == 1 else "values were"
-    return replace(state, plan=plan), f"the ranges of {len(done)} {values} chosen by their error behind the next layers"
+    said = f"the ranges of {_counted(len(done), 'value')} were chosen by the error behind the next layers"
+    return replace(state, plan=plan), said
 
 
 def _correct_bias(workshop: Workshop, state: State) -> Found:
@@ -226,10 +229,14 @@ def _optimize_weights(workshop: Workshop, state: State) -> Found:
     if not done:
         return None
     rounded = sum(one.rounded for one in done)
-    said = f"the biases of {len(done)} layers were corrected in sequence"
+    said = f"the biases of {_counted(len(done), 'layer')} were corrected in sequence"
     if rounded:
-        said = f"the weights of {rounded} layers were rounded by what that does to their outputs, and {said}"
+        said = f"the weights of {_counted(rounded, 'layer')} were rounded by what that does to the outputs, and {said}"
     return replace(state, network=network, plan=plan), said
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 METHODS: dict[str, Method] = {

@@ -21,25 +21,23 @@ REASON = "kept float: it costs the most accuracy"
 
 
 def costliest_layers(workshop: Workshop, state: State) -> tuple[str, ...]:
-    """Order the layers with quantized weights by what leaving each float wins for its work, best first.
+    """Order the layers with quantized weights by what each costs at the output for its work, most first.
 
-    What it wins is measured (`analysis.sensitivity.sweep`) on the measuring samples, each layer by itself; its work are
-    its multiplications, which float makes slower. Layers that win nothing are left out, and all are where no output
-    holds floating-point numbers to measure. (Wu et al., "Integer
+    What it costs is the noise that it adds by itself, measured on the measuring samples (`analysis.sensitivity.sweep`,
+    and see `analysis.records.Analysis.ranking` on why not what leaving it float wins); its work are its
+    multiplications, which float makes slower. Empty where no output holds floating-point numbers. (Wu et al., "Integer
     Quantization for Deep Learning Inference", 2020, section 6.1, orders layers by the accuracy of quantizing one alone,
-    without their cost.)
+    without their work.)
     """
     if not any(is_float(value) for value in state.reference.graph.outputs):
         return ()
     streams = open_streams(state.reference, state.network, state.plan, workshop.measuring, threads=workshop.threads)
     nodes = {str(node.name): node for node in state.network.graph}
-    found = [one for one in sweep(streams).sensitivities if one.kind == "layer" and one.gain > 0]
-    work = {one.name: 1 + multiply_accumulates(nodes[one.name]) for one in found}
+    found = [one for one in sweep(streams).sensitivities if one.kind == "layer"]
     total = sum(multiply_accumulates(node) for node in nodes.values()) or 1
     # A layer of next to no work is not free: what is in float must be converted on both sides.
-    return tuple(
-        one.name for one in sorted(found, key=lambda one: one.gain / (work[one.name] / total + 0.01), reverse=True)
-    )
+    work = {one.name: multiply_accumulates(nodes[one.name]) / total + 0.01 for one in found}
+    return tuple(one.name for one in sorted(found, key=lambda one: one.alone / work[one.name], reverse=True))
 
 
 def leave_float(workshop: Workshop, state: State, layers: Collection[str]) -> State:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -15,8 +16,10 @@ from narrowgauge.lowering.qdq import QdqStyle
 from narrowgauge.planning.choices import Choices
 from narrowgauge.planning.fill import fill
 from narrowgauge.planning.place import Placement, place
-from narrowgauge.recovery.measure import OutputNoise
+from narrowgauge.recovery.measure import Noise, OutputNoise
 from narrowgauge.targets.schema import Target
+
+UNKNOWN = Noise(total=math.nan, typical=math.nan)
 
 
 class Calibrate(Protocol):
@@ -85,7 +88,7 @@ class Workshop:
             reference=network, network=network, statistics=statistics, choices=choices, placement=placement, plan=plan
         )
 
-    def noise(self, state: State, *, of_activations: bool = False) -> float:
+    def noise(self, state: State, *, of_activations: bool = False) -> Noise:
         """Noise at the output of the simulated network (see `analysis.records.Sensitivity`); NaN without samples.
 
         Args:
@@ -93,11 +96,11 @@ class Workshop:
             of_activations: leave the weights float, so that theirs does not drown that of the activations.
         """
         if not self.measuring:
-            return float("nan")
+            return UNKNOWN
         if self._judge is None:
             self._judge = OutputNoise(self.given, self.measuring, threads=self.threads)
         plan, network = state.plan, state.network
         if of_activations:
             rounded = {name: one for name, one in plan.encodings.items() if name not in state.placement.weights}
             plan, network = replace(plan, encodings=rounded), state.reference
-        return self._judge.of(network, plan, QdqStyle(bias_bits=self.target.bias_bits))
+        return self._judge.measure(network, plan, QdqStyle(bias_bits=self.target.bias_bits))
