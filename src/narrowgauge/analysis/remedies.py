@@ -280,14 +280,14 @@ def remedies(
         tensors: which tensors.
         statistics: of the float network that the plan describes, for other ranges; None tries none for activations.
         target: what the chip can do; what it cannot is tried, too, and said.
-        samples: how many of the samples each trial is measured on, the first ones. What a remedy learns it learns from
-            as many at the end: others, where there are twice as many.
+        samples: how many of the samples each trial is measured on, the first ones, at most half of them. What a remedy
+            learns it learns from as many others, so that no gain is learnt by heart (of a single batch, from itself).
         progress: called with a number of trials.
 
     Returns:
         Remedies, tensor by tensor in the given order, the largest gain first.
     """
-    few = first_cases(streams.cases, samples)
+    few = min(first_cases(streams.cases, samples), max(1, len(streams.cases) // 2))
     cases = streams.cases[:few]
     trials: list[tuple[str, Trial]] = []
     for tensor in tensors:

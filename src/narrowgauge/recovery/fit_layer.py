@@ -228,13 +228,16 @@ def _seen(layer: _Layer, weights: Float, inputs: LayerInputs) -> list[Moments]:
     """
     most = max(1, _ROWS // len(inputs.rounded))
     halves: list[Moments] = []
-    for number, (rounded, real) in enumerate(zip(inputs.rounded, inputs.real, strict=True)):
-        # Padding is 0, which every encoding keeps: rounding the rows alone is rounding the value.
-        encoding = _fixed(layer.source, rounded)
+    for number, (values, real) in enumerate(zip(inputs.rounded, inputs.real, strict=True)):
+        rounded, encoding = values, _fixed(layer.source, values)
+        if encoding is not None and not isinstance(encoding.granularity, PerTensor):
+            rounded, encoding = round_trip(rounded, encoding), None
         rows = _rows(layer, rounded, most, inputs.read, seed=number)
-        rows = rows if encoding is None else round_trip(rows, encoding)
+        if encoding is not None:  # padding is 0, which every encoding keeps: rounding the rows is rounding the value
+            rows = round_trip(rows, encoding)
         real_rows = _cut(_rows(layer, real, most, inputs.read, seed=number), layer.source)
-        part = moments(rows, real_rows @ weights.transpose(0, 2, 1))
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is left behind later
+            part = moments(rows, real_rows @ weights.transpose(0, 2, 1))
         if number < 2:
             halves.append(part)
         else:

@@ -31,7 +31,7 @@ _REFINING = 8
 _REFINING_BATCH = 2
 
 # Samples that weights are rounded on, and up to how many bits: with more, the nearest level is as good.
-_OPTIMIZING = 160
+_OPTIMIZING = 256
 _OPTIMIZING_BYTES = 3 * 2**28  # of activations that are alive between two layers, in both streams
 _OPTIMIZING_BATCH = 8
 _ROUND_BITS = 7
