@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from narrowgauge.core.plan import Plan
 from narrowgauge.core.ranges import SMALLEST_SCALE, encoding_from_range
 from narrowgauge.graph.constants import constant_array
 from narrowgauge.graph.edits import is_operator
+from narrowgauge.graph.engine import available_cores
 from narrowgauge.graph.roles import activation_inputs, bias_input, is_constant, output_axis
 from narrowgauge.recovery.bias_correction import bias_place, has_place_for_bias
 from narrowgauge.recovery.matrix_form import MatrixForm, matrix_form
@@ -224,25 +226,42 @@ class _Layer:
 def _seen(layer: _Layer, weights: Float, inputs: LayerInputs) -> list[Moments]:
     """Moments of what the layer reads in the quantized network and writes in the float one, without its bias.
 
-    Those of every other batch, and those of the rest.
+    Those of every other batch, and those of the rest. As many batches are worked on together as there are cores.
     """
-    most = max(1, _ROWS // len(inputs.rounded))
     halves: list[Moments] = []
-    for number, (values, real) in enumerate(zip(inputs.rounded, inputs.real, strict=True)):
-        rounded, encoding = values, _fixed(layer.source, values)
+    workers = available_cores()
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(inputs.rounded), workers):
+            numbers = range(start, min(start + workers, len(inputs.rounded)))
+            for number, part in zip(numbers, pool.map(_Part(layer, weights, inputs), numbers), strict=True):
+                if number < 2:
+                    halves.append(part)
+                else:
+                    halves[number % 2] = halves[number % 2].merge(part)
+    return halves
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Moments of one batch, by its number."""
+
+    layer: _Layer
+    weights: Float
+    inputs: LayerInputs
+
+    def __call__(self, number: int) -> Moments:
+        layer, read = self.layer, self.inputs.read
+        most = max(1, _ROWS // len(self.inputs.rounded))
+        rounded, real = self.inputs.rounded[number], self.inputs.real[number]
+        encoding = _fixed(layer.source, rounded)
         if encoding is not None and not isinstance(encoding.granularity, PerTensor):
             rounded, encoding = round_trip(rounded, encoding), None
-        rows = _rows(layer, rounded, most, inputs.read, seed=number)
+        rows = _rows(layer, rounded, most, read, seed=number)
         if encoding is not None:  # padding is 0, which every encoding keeps: rounding the rows is rounding the value
             rows = round_trip(rows, encoding)
-        real_rows = _cut(_rows(layer, real, most, inputs.read, seed=number), layer.source)
+        real_rows = _cut(_rows(layer, real, most, read, seed=number), layer.source)
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is left behind later
-            part = moments(rows, real_rows @ weights.transpose(0, 2, 1))
-        if number < 2:
-            halves.append(part)
-        else:
-            halves[number % 2] = halves[number % 2].merge(part)
-    return halves
+            return moments(rows, real_rows @ self.weights.transpose(0, 2, 1))
 
 
 def _rows(layer: _Layer, values: Array, most: int, read: ReadPositions | None, *, seed: int) -> Array:
