@@ -6,7 +6,7 @@ import importlib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -16,6 +16,10 @@ import numpy.typing as npt
 
 from narrowgauge.errors import DataError, RecipeError
 from narrowgauge.graph.feeds import Batch, sample_rows
+
+# Batches that one network runs before the other does, at most, and bytes of their inputs.
+_TOGETHER = 8
+_TOGETHER_BYTES = 2**24
 
 Array = npt.NDArray[Any]
 Outputs = Mapping[str, Array]
@@ -89,18 +93,32 @@ def compare_runs(
     """
     tally = _Tally()
     judges = [_Judge(metric), _Judge(metric)]
-    for batch in batches:
-        first, second = (
-            {name: sample_rows(value, batch) for name, value in run(batch.feed).items()}
-            for run in (reference, candidate)
-        )
-        tally.add(first, second, batch)
-        for judge, outputs in zip(judges, (first, second), strict=True):
-            judge.add(outputs, batch)
-        progress(batch.count)
+    for several in _some_together(batches):
+        # One network after the other, not in turn: the threads of an idle session wait busily for a while.
+        outputs = [[run(batch.feed) for batch in several] for run in (reference, candidate)]
+        for batch, *pair in zip(several, *outputs, strict=True):
+            first, second = ({name: sample_rows(value, batch) for name, value in one.items()} for one in pair)
+            tally.add(first, second, batch)
+            for judge, result in zip(judges, (first, second), strict=True):
+                judge.add(result, batch)
+            progress(batch.count)
     if tally.samples == 0:
         raise DataError("no sample to compare with: the data are empty")
     return tally.comparison(judges)
+
+
+def _some_together(batches: Iterable[LabelledBatch]) -> Iterator[list[LabelledBatch]]:
+    """Group batches, a few and of few bytes."""
+    group: list[LabelledBatch] = []
+    held = 0
+    for batch in batches:
+        group.append(batch)
+        held += sum(array.nbytes for array in batch.feed.values())
+        if len(group) >= _TOGETHER or held >= _TOGETHER_BYTES:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
 
 
 def load_metric(name: str) -> Callable[..., Any]:
