@@ -357,6 +357,8 @@ class Stages:
         if depth == "none" or samples is None or not any(isinstance(e, Encoding) for e in made.plan.encodings.values()):
             return None
         few, swept, rows, remedies = _ANALYZED[depth]
+        if depth == "quick" and samples.count is not None and samples.count < _FEWEST_MEASURING:
+            swept = 0  # it would take longer than all the rest
         with self.stage("analyse"):
             found = analyze(
                 made.reference, made.network, made.plan, made.current,

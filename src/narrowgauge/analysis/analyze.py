@@ -73,8 +73,8 @@ def analyze(  # noqa: PLR0913 - both networks, plan, statistics, samples and tar
         batches: samples.
         target: what the chip can do.
         remedies: how many of the worst tensors remedies are tried on; 0 for none.
-        swept: samples that every tensor's cost at the output is measured on, in whole batches; where remedies are
-            tried, those that cost most are measured on all.
+        swept: samples that every tensor's cost at the output is measured on, in whole batches; 0 leaves that
+            out; where remedies are tried, those that cost most are measured on all.
         progress: whom to tell.
         threads: batches that run side by side; None for the cores that this process may use.
 
@@ -100,7 +100,11 @@ def analyze(  # noqa: PLR0913 - both networks, plan, statistics, samples and tar
             found = replace(found, distributions=distributions(network, plan, statistics, names))
         with parts.timed("outliers", None):
             found = replace(found, outliers=find_outliers(network, statistics, batches[:_LOCATING], threads=threads))
-    if any(is_float(value) and not is_constant(value) for value in network.graph.outputs):
+    if not swept:
+        found = replace(
+            found, notes=("what a tensor costs at the output was not measured: analyze does, on more samples",)
+        )
+    elif any(is_float(value) and not is_constant(value) for value in network.graph.outputs):
         with parts.timed("open", None):
             streams = open_streams(reference, network, plan, batches, threads=threads)
         found = _at_the_output(found, streams, statistics, target, remedies, swept, parts)

@@ -71,7 +71,8 @@ def _write(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _write(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_write(item) for item in value]
+        plain = all(type(item) is float for item in value) and all(map(math.isfinite, value))
+        return list(value) if plain else [_write(item) for item in value]  # most are long rows of plain numbers
     if isinstance(value, np.generic):
         return _write(value.item())
     if isinstance(value, float) and not math.isfinite(value):

@@ -92,5 +92,6 @@ def forms_for(target: Target, model: ir.Model, plan: Plan, *, form: str = "") ->
         notes.append(f"no file for {target.name} itself yet: the plan and its simulation are written")
     integer = None
     if target.arithmetic.requantization == "onnxruntime" and not refused and plan.mode != "weight-only":
-        integer = _qoperator(model, plan, target)
+        lowered = exported if name == "qdq" and plan.mode == "static" else None
+        integer = lower_to_qoperator(lowered) if lowered is not None else _qoperator(model, plan, target)
     return Forms(simulated=simulated, exported=exported, integer=integer, notes=tuple(notes))
