@@ -2,15 +2,16 @@
 
     python tools/vendor.py
 
-writes src/narrowgauge/report/vendor/. To move to a newer version, change a row of PACKAGES; the registry says the
+needs npm, and writes src/narrowgauge/report/vendor/. To move to a newer version, change a row of PACKAGES; the registry says the
 digest (`npm view NAME@VERSION dist.integrity`). Read what changed before: the files run in every report.
 """
 
 import base64
 import hashlib
 import io
+import subprocess
 import tarfile
-import urllib.request
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,13 +64,13 @@ PACKAGES = (
 
 def fetch(package: Package) -> dict[str, bytes]:
     """Return the files of a package by their names here."""
-    archive = package.name.rpartition("/")[2]
-    url = f"https://registry.npmjs.org/{package.name}/-/{archive}-{package.version}.tgz"
-    with urllib.request.urlopen(url) as answer:
-        content = answer.read()
+    wanted = f"{package.name}@{package.version}"
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["npm", "pack", "--silent", "--pack-destination", folder, wanted], check=True)
+        content = next(Path(folder).glob("*.tgz")).read_bytes()
     digest = base64.b64encode(hashlib.sha512(content).digest()).decode()
     if digest != package.sha512:
-        raise SystemExit(f"{url}: expected sha512 {package.sha512}, got {digest}")
+        raise SystemExit(f"{wanted}: expected sha512 {package.sha512}, got {digest}")
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         members = {name: tar.extractfile(f"package/{path}") for path, name in package.files.items()}
         return {name: member.read() for name, member in members.items() if member is not None}
