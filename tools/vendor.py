@@ -2,7 +2,7 @@
 
     python tools/vendor.py
 
-needs npm, and writes src/narrowgauge/report/vendor/. To move to a newer version, change a row of PACKAGES; the registry says the
+needs npm and writes src/narrowgauge/report/vendor/. To move to a newer version, change a row of PACKAGES; npm says the
 digest (`npm view NAME@VERSION dist.integrity`). Read what changed before: the files run in every report.
 """
 
