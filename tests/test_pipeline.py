@@ -14,6 +14,7 @@ from narrowgauge.analysis.records import Analysis
 from narrowgauge.analysis.records_json import analysis_from_json
 from narrowgauge.core.encoding import Encoding
 from narrowgauge.demo import digits, network_path
+from narrowgauge.errors import RecipeError
 from narrowgauge.pipeline import Result
 from narrowgauge.recipe import Recipe
 from narrowgauge.recovery.partial_float import REASON
@@ -165,3 +166,29 @@ def test_a_full_analysis_tries_remedies() -> None:
     assert result.analysis is not None
     assert result.analysis.samples == 16
     assert len({remedy.tensor for remedy in result.analysis.remedies}) == 6
+
+
+@pytest.mark.parametrize("recipe", ["auto", "best"])
+def test_statistics_alone_are_enough_for_weights_per_tensor(recipe: str) -> None:
+    """Recovery that would read samples again does without them."""
+    statistics = narrowgauge.calibrate(network_path("digits_conv"), IMAGES)
+    result = narrowgauge.quantize(
+        network_path("digits_conv"), target="snpe", granularity="tensor", recipe=recipe, statistics=statistics
+    )
+    assert result.steps
+    assert "nothing was checked: there are no data" in result.notes
+
+
+def test_samples_that_can_be_read_once_are_read_once() -> None:
+    images = IMAGES["image"]
+    result = narrowgauge.quantize(
+        network_path("digits_conv"), ({"image": images[row : row + 1]} for row in range(64)),
+        target="snpe", granularity="tensor", samples=48, analysis="quick",
+    )  # fmt: skip
+    assert result.analysis is not None
+    assert result.summary["agreement_top1"] > 0.9
+
+
+def test_an_unknown_depth_of_analysis_is_refused() -> None:
+    with pytest.raises(RecipeError, match="expected analysis none, quick, full, got 'deep'"):
+        narrowgauge.quantize(network_path("digits_conv"), IMAGES, target="tflite", analysis="deep")  # type: ignore[arg-type]

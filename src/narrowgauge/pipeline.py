@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import onnx_ir as ir
 
@@ -138,6 +138,8 @@ def quantize(  # noqa: PLR0913 - the command line's options, by the same names
     """
     chosen = target if isinstance(target, Target) else load_target(target)
     check_format(chosen, format)
+    if analysis not in get_args(Depth):
+        raise RecipeError(f"expected analysis {', '.join(get_args(Depth))}, got {analysis!r}")
     asked = _recipe(recipe, weights, activations, granularity, keep_float, budget)
     job = Stages(statistics_given=statistics, threads=threads, progress=progress or Progress())
     reads = (model, data, labels, preprocess, plan, statistics, target, recipe)
@@ -162,8 +164,15 @@ def quantize(  # noqa: PLR0913 - the command line's options, by the same names
                 preprocess=opened.preprocess if opened is not None else None,
             )  # fmt: skip
         native = chosen.runtime == "onnxruntime" and forms.exported is not None
-        found = job.check(original, written.runnable, imported.model, checking, metric, native=native)
-        found_out = job.analyze(made, chosen, checking, analysis)
+        first, every = job.read_first(checking, analysis)
+        if checking is None:
+            found = None
+            job.notes.append("nothing was checked: there are no data")
+        else:
+            found = job.check(
+                original, written.runnable, imported.model, every, checking.count, metric=metric, native=native
+            )
+        found_out = job.analyze(made, chosen, first, analysis)
         job.notes += [*coverage_warnings(made.network, made.plan), *(opened.notes if opened is not None else ())]
         summary = summarize(
             model=model_name(model), target=chosen.name, recipe=asked.name, plan=made.plan, check=found,

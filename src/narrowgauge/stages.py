@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +29,7 @@ from narrowgauge.core.plan import Plan
 from narrowgauge.data import Batch, Preprocess, Samples, batches, default_preprocess, input_specs, open_samples
 from narrowgauge.data.kept import KeptBatches
 from narrowgauge.data.preprocess import load_preprocess
+from narrowgauge.data.samples import Sample
 from narrowgauge.data.splitting import split
 from narrowgauge.errors import DataError, ModelError, StatisticsError
 from narrowgauge.exporters.forms import forms_for
@@ -37,7 +40,7 @@ from narrowgauge.planning.fill import fill
 from narrowgauge.planning.place import place
 from narrowgauge.recipe import Recipe, choices
 from narrowgauge.recovery.bias_correction import correct_bias
-from narrowgauge.recovery.bit_widths import assign_bits, parse_budget
+from narrowgauge.recovery.bit_widths import FLOAT, assign_bits, parse_budget
 from narrowgauge.recovery.ladder import Bound, Ladder
 from narrowgauge.recovery.workshop import State, Workshop
 from narrowgauge.runtimes.onnxruntime import open_run
@@ -51,13 +54,33 @@ _MEASURING = 24
 _FEWEST_MEASURING = 8
 _MEASURING_BATCH = 8
 
-# How thoroughly an analysis is made: samples to measure tensors on, and to measure their cost at the output on, rows of
-# a batch, and how many of the worst tensors remedies are tried on.
-Depth = Literal["none", "quick", "full"]
-_ANALYZED: dict[Depth, tuple[int, int, int, int]] = {"quick": (16, 4, 2, 0), "full": (64, 16, 8, 6)}
-
 # Fewer samples than this are not worth choosing numbers on.
 _FEWEST_CHOOSING = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Thoroughness:
+    """How thoroughly an analysis is made.
+
+    Attributes:
+        samples: that tensors are measured on.
+        swept: of these, that every tensor's cost at the output is measured on.
+        rows: of a batch.
+        remedies: how many of the worst tensors remedies are tried on.
+    """
+
+    samples: int
+    swept: int
+    rows: int
+    remedies: int
+
+
+Depth = Literal["none", "quick", "full"]
+_ANALYZED: dict[Depth, Thoroughness] = {
+    "none": Thoroughness(samples=0, swept=0, rows=1, remedies=0),
+    "quick": Thoroughness(samples=16, swept=4, rows=2, remedies=0),
+    "full": Thoroughness(samples=64, swept=16, rows=8, remedies=6),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,6 +236,7 @@ class Stages:
         if recipe.budget:
             with self.stage("mixed precision"):
                 state, front = assign_bits(workshop, state, parse_budget(recipe.budget), widths=recipe.bits, drop=drop)
+            self.notes += [f"under the budget, {_widths(point.bits)}" for point in front if point.chosen]
         with self.stage("recover"):
             bound = Bound(drop=drop, most=max_drop) if drop is not None and max_drop is not None else None
             ladder = Ladder(
@@ -262,9 +286,15 @@ class Stages:
         measuring = []
         if calibrating is not None and count is not None and held:
             measuring = list(batches(calibrating.skip(count - held), _MEASURING_BATCH, inputs))
+
+        def again(changed: ir.Model, most: int | None = None, /) -> Statistics:
+            assert calibrating is not None  # count says how many there are
+            some = calibrating if most is None else calibrating.take(most)
+            return collect(changed, _batches(changed, some), threads=self.threads)
+
         return Workshop(
-            target=target, calibrate=lambda changed, most=None: self._recalibrate(changed, calibrating, most),
-            samples=few, measuring=measuring, given=network, threads=self.threads,
+            target=target, calibrate=None if count is None else again, samples=few, measuring=measuring, given=network,
+            threads=self.threads,
         )  # fmt: skip
 
     def accuracy(
@@ -288,12 +318,6 @@ class Stages:
             return accuracy_drop(found.reference, found.candidate, found.agreement_top1, own=own)[1]
 
         return drop
-
-    def _recalibrate(self, network: ir.Model, samples: Samples | None, most: int | None = None) -> Statistics:
-        """Gather the statistics of a network that recovery has changed."""
-        assert samples is not None
-        samples = samples if most is None else samples.take(most)
-        return collect(network, _batches(network, samples), threads=self.threads)
 
     def calibrate(self, network: ir.Model, samples: Samples | None) -> Statistics:
         """Gather statistics, or take those that were given, or go on from them."""
@@ -334,17 +358,21 @@ class Stages:
                 "(float.onnx beside a plan is the network that it was made for)"
             )
 
-    def check(
-        self, original: ir.Model | Path, runnable: Path, network: ir.Model, checking: Samples | None,
-        metric: Callable[..., Any] | None, *, native: bool,
-    ) -> Check | None:  # fmt: skip
-        """Run the written network beside the float one, if there are samples."""
+    def read_first(self, checking: Samples | None, depth: Depth) -> tuple[list[Sample], Iterable[Sample]]:
+        """Read the samples that are analysed, and return them and all, which begin with them: none is read twice."""
         if checking is None:
-            self.notes.append("nothing was checked: there are no data")
-            return None
-        with self.stage("check", checking.count):
+            return [], ()
+        first = list(checking.take(_ANALYZED[depth].samples))
+        return first, itertools.chain(first, checking.skip(_ANALYZED[depth].samples))
+
+    def check(
+        self, original: ir.Model | Path, runnable: Path, network: ir.Model, samples: Iterable[Sample],
+        count: int | None, *, metric: Callable[..., Any] | None, native: bool,
+    ) -> Check:  # fmt: skip
+        """Run the written network beside the float one; `count` says how many samples there are, if that is known."""
+        with self.stage("check", count):
             found = check(
-                original, runnable, _batches(network, checking), inputs=input_specs(network), native=native,
+                original, runnable, _batches(network, samples), inputs=input_specs(network), native=native,
                 metric=metric, threads=self.threads, progress=self.progress.advance,
             )  # fmt: skip
         if not native:
@@ -352,18 +380,18 @@ class Stages:
         self.notes += found.warnings
         return found
 
-    def analyze(self, made: Planned, target: Target, samples: Samples | None, depth: Depth) -> Analysis | None:
+    def analyze(self, made: Planned, target: Target, samples: Sequence[Sample], depth: Depth) -> Analysis | None:
         """Find out where the accuracy goes, as thoroughly as is asked for; None where nothing is to be analysed."""
-        if depth == "none" or samples is None or not any(isinstance(e, Encoding) for e in made.plan.encodings.values()):
+        if not samples or not any(isinstance(one, Encoding) for one in made.plan.encodings.values()):
             return None
-        few, swept, rows, remedies = _ANALYZED[depth]
-        if depth == "quick" and samples.count is not None and samples.count < _FEWEST_MEASURING:
-            swept = 0  # it would take longer than all the rest
+        asked = _ANALYZED[depth]
+        # With a few samples it would take longer than all the rest of a run.
+        enough = depth == "full" or sum(sample.size for sample in samples) >= _FEWEST_MEASURING
         with self.stage("analyse"):
             found = analyze(
                 made.reference, made.network, made.plan, made.current,
-                list(batches(samples.take(few), rows, input_specs(made.network))),
-                target=target, remedies=remedies, swept=swept, progress=self.progress, threads=self.threads,
+                list(batches(samples, asked.rows, input_specs(made.network))), target=target, remedies=asked.remedies,
+                swept=asked.swept if enough else 0, progress=self.progress, threads=self.threads,
             )  # fmt: skip
         return replace(found, steps=made.steps, front=made.front)
 
@@ -380,6 +408,13 @@ def model_name(model: Model) -> str:
     return (model.graph.name or "network") if model.graph is not None else "network"
 
 
+def _widths(bits: Mapping[str, int]) -> str:
+    """Say how many layers have weights of which width."""
+    said = {width: "float" if width == FLOAT else f"{width} bits" for width in sorted(bits.values())}
+    counts = Counter(bits.values())
+    return "the weights of the layers are: " + ", ".join(f"{counts[width]} x {name}" for width, name in said.items())
+
+
 def _readable_again(samples: Samples | None, seen: int) -> int | None:
     """How many of the samples that calibrated can be read once more; None where they cannot."""
     if samples is None or samples.count is not None:
@@ -390,5 +425,5 @@ def _readable_again(samples: Samples | None, seen: int) -> int | None:
         return None
 
 
-def _batches(network: ir.Model, samples: Samples) -> Iterable[Batch]:
+def _batches(network: ir.Model, samples: Iterable[Sample]) -> Iterable[Batch]:
     return batches(samples, batch_size(network), input_specs(network))

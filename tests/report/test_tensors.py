@@ -52,6 +52,7 @@ def test_words_name_cost_and_cause() -> None:
         (1e-5, 1e-5, "It costs next to nothing at the output."),
         (0.02, -0.03, "yet left float, the error grows by 30 %: here errors cancel."),
         (0.02, -1e-5, "yet left float, next to nothing goes away."),
+        (0.04, 0.01, "yet left float, only 10 % goes away: errors do not add up here."),
     ],
 )
 def test_words_on_costs_that_are_small_or_negative(alone: float, gain: float, sentence: str) -> None:

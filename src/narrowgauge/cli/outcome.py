@@ -278,6 +278,24 @@ def _written(folder: Path) -> Text:
     return Text(f"Written to {folder}: {', '.join(names)}")
 
 
+def recovery(steps: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+    """Say in a paragraph what each step of recovery won and took; nothing where none was measured."""
+    if not any(step["noise_after"] for step in steps):
+        return []
+    kept = "; ".join(_step(step) for step in steps if step["kept"])
+    others = ", ".join(f"{step['name']} ({step['seconds']:.1f} s)" for step in steps if not step["kept"])
+    return [Text(f"Recovery, output SQNR: {kept}." + (f" Not kept: {others}." if others else ""))]
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    before, after = step["noise_before"], step["noise_after"]
+    won = f" {-10 * math.log10(after):.1f} dB" if after else ""
+    if before and after:
+        won = f" {10 * math.log10(before / after):+.1f} dB"
+    lost = f", {step['drop']:.4g} points lost" if step["drop"] is not None else ""
+    return f"{step['name']}{won} ({step['seconds']:.1f} s{lost})"
+
+
 def run_report(summary: Mapping[str, Any], folder: Path | None, *, explain: bool = False) -> list[RenderableType]:
     """Everything that a person should know of a run of `quantize`, on a screen.
 
@@ -294,6 +312,7 @@ def run_report(summary: Mapping[str, Any], folder: Path | None, *, explain: bool
     body = Group(beside(("float", "quantized"), summary), Text(said + took, style="dim"))
     return [
         Panel(body, title=Text(head), title_align="left", expand=False),
+        *recovery(summary["steps"]),
         float_nodes(summary["float_nodes"]),
         *notes(summary["notes"]),
         *written,

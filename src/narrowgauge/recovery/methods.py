@@ -117,10 +117,12 @@ def _equalize(workshop: Workshop, state: State) -> Found:
     if not single:
         return None
     caps = caps_are_integer(workshop.target)
-    network, _, done = equalize(state.reference, state.statistics, layers=single, caps=caps)
-    if not done:
+    network, rescaled, done = equalize(state.reference, state.statistics, layers=single, caps=caps)
+    if not done or rescaled is None:
         return None
-    network, statistics, gone = drop_idle_caps(network, workshop.calibrate(network))
+    # Without samples the exact extremes per channel, rescaled, have to do.
+    seen = workshop.calibrate(network) if workshop.calibrate is not None else rescaled
+    network, statistics, gone = drop_idle_caps(network, seen)
     capped = sum(len(one.capped) for one in done) - len(gone)
     said = f"the weights' channels of {_counted(len(done), 'pair')} of layers were equalized"
     if capped > 0:
@@ -131,7 +133,7 @@ def _equalize(workshop: Workshop, state: State) -> Found:
 def _absorb_biases(workshop: Workshop, state: State) -> Found:
     """Move what channels never fall below into the biases of the layers behind them."""
     network, done = absorb_high_biases(state.reference, statistics=state.statistics)
-    if not done:
+    if not done or workshop.calibrate is None:
         return None
     said = f"what the channels of {_counted(len(done), 'layer')} never fall below was moved into the next biases"
     return workshop.planned(network, workshop.calibrate(network), state.choices), said
@@ -143,6 +145,8 @@ def _rotate_streams(workshop: Workshop, state: State) -> Found:
     norms = [node for node in state.reference.graph if is_operator(node, "LayerNormalization")]
     if not any(node.inputs[0] is not None and node.inputs[0].name in rounded for node in norms):
         return None
+    if workshop.calibrate is None or not workshop.measuring:  # it can lose: unmeasured it is not worth the risk
+        return None
     network, statistics, done = rotate_streams(state.reference, state.statistics, calibrate=workshop.calibrate)
     if not done:
         return None
@@ -152,14 +156,15 @@ def _rotate_streams(workshop: Workshop, state: State) -> Found:
 
 def _cap_outliers(workshop: Workshop, state: State) -> Found:
     """Cut outliers off at the unit that they come from."""
+    calibrate = workshop.calibrate
     found = find_outliers(state.reference, state.statistics)
     outliers = [one for one in found if one.value in state.plan.encodings]  # in float they do no harm
-    if not outliers or not workshop.measuring:
+    if not outliers or not workshop.measuring or calibrate is None:
         return None
     network, statistics, caps = cap_outliers(
-        state.reference, state.statistics, outliers, calibrate=workshop.calibrate,
+        state.reference, state.statistics, outliers, calibrate=calibrate,
         noise=lambda changed, seen: workshop.noise(workshop.planned(changed, seen, state.choices)).judged,
-        sketch=lambda changed: workshop.calibrate(changed, _SKETCHING),
+        sketch=lambda changed: calibrate(changed, _SKETCHING),
     )  # fmt: skip
     if not caps:
         return state, "no cap of an outlier was worth it"

@@ -62,7 +62,8 @@ class Workshop:
 
     Attributes:
         target: what the network is for.
-        calibrate: gathers the statistics of a network on the calibrating samples, the first so many or all.
+        calibrate: gathers the statistics of a network on the calibrating samples, the first so many or all; None where
+            these cannot be read again.
         samples: gives the first so many of them, in batches of at most so many rows; none where there are too few, or
             where they cannot be read twice.
         measuring: a few of them that `samples` does not give, to measure on; empty where nothing can be measured.
@@ -72,7 +73,7 @@ class Workshop:
     """
 
     target: Target
-    calibrate: Calibrate
+    calibrate: Calibrate | None
     samples: Callable[[int, int], Sequence[LabelledBatch]]
     measuring: Sequence[LabelledBatch]
     given: ir.Model

@@ -17,6 +17,9 @@ from narrowgauge.report import figures
 # Less than this share of the error at the output is not worth a word.
 _WORTH_MENTIONING = 0.01
 
+# Where leaving a tensor float wins less than this share of what it adds, that needs a word.
+_LITTLE = 0.5
+
 # A tensor's error is called clipping above this share, rounding below the rest of it.
 _MOSTLY = 0.6
 
@@ -185,6 +188,8 @@ def _cost_words(tensor: Tensor) -> list[str]:
     made = f"By itself it adds {figures.percent(cost)} of the error at the output"
     if abs(saved) < _WORTH_MENTIONING:
         return [f"{made}; yet left float, next to nothing goes away."]
+    if 0 < saved < _LITTLE * cost:
+        return [f"{made}; yet left float, only {figures.percent(saved)} goes away: errors do not add up here."]
     if saved > 0:
         return [f"{made}; left float, {figures.percent(saved)} goes away."]
     return [f"{made}; yet left float, the error grows by {figures.percent(-saved)}: here errors cancel."]
