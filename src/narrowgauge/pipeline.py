@@ -21,7 +21,7 @@ from narrowgauge.errors import DataError, RecipeError
 from narrowgauge.exporters.folder import SUMMARY, describe_files, new_folder, write_forms, write_summary
 from narrowgauge.exporters.forms import Forms, check_format, forms_for
 from narrowgauge.graph.engine import weight_bytes
-from narrowgauge.importers.onnx import ImportedModel
+from narrowgauge.importers.imported import ImportedModel
 from narrowgauge.recipe import SCOPES, Recipe, keep_float_rules, load_recipe
 from narrowgauge.report.files import write_report
 from narrowgauge.stages import Depth, Model, Progress, Stages, model_name

@@ -35,7 +35,8 @@ from narrowgauge.errors import DataError, ModelError, StatisticsError
 from narrowgauge.exporters.forms import forms_for
 from narrowgauge.graph.digest import network_digest
 from narrowgauge.graph.quantized import is_quantized
-from narrowgauge.importers.onnx import ImportedModel, load
+from narrowgauge.importers.imported import ImportedModel
+from narrowgauge.importers.opening import load
 from narrowgauge.planning.fill import fill
 from narrowgauge.planning.place import place
 from narrowgauge.recipe import Recipe, choices

@@ -38,10 +38,9 @@ def verify(  # noqa: PLR0913 - the options of the command
     from narrowgauge.cli import guard, terminal
     from narrowgauge.cli.outcome import decibels, notes, plain_table
     from narrowgauge.errors import RuntimeFailure
-    from narrowgauge.runtimes import onnxruntime
 
-    if runtime != onnxruntime.NAME:
-        raise RuntimeFailure(f"expected --runtime {onnxruntime.NAME}, the only one in this version, got {runtime!r}")
+    if runtime != "onnxruntime":
+        raise RuntimeFailure(f"expected --runtime onnxruntime, the only one in this version, got {runtime!r}")
     with terminal.stdout_kept_clean(), terminal.progress_bars(quiet=quiet) as progress:
         progress.begin("verify", None)
         found = verification.verify(

@@ -6,7 +6,6 @@ every node named, shapes inferred where ONNX can infer them. Operators nobody kn
 """
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -19,13 +18,14 @@ from narrowgauge.graph.constants import lift_constants
 from narrowgauge.graph.edits import all_nodes, is_operator, name_everything, remove_unused
 from narrowgauge.graph.refusals import Refusal
 from narrowgauge.graph.shapes import infer_shapes
+from narrowgauge.importers.imported import ImportedModel
 from narrowgauge.importers.upgrade import OLDEST_OPSET, OPSET, UpgradeError, upgrade_opset
 from narrowgauge.importers.weights import check_stored_sizes, check_weights, map_external
 from narrowgauge.passes import simplify as simplify_model
 from narrowgauge.passes.fold_constants import fold_constants
 from narrowgauge.passes.fold_shapes import fold_shapes
 
-__all__ = ["ImportedModel", "check_weights", "load", "read"]
+__all__ = ["check_weights", "load", "read"]
 
 _PER_CHANNEL_OPSET = 13
 """The first opset whose QuantizeLinear has an axis: an older network that cannot be upgraded is of no use."""
@@ -52,23 +52,6 @@ _SIGNATURES = (
 """(offset, bytes there, what such a file is)."""
 
 _SIGNATURE_BYTES = 64
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImportedModel:
-    """A network read in.
-
-    Attributes:
-        model: The network to work on: same results, simplified, opset 21 or newer.
-        original: The network as it was given: the float reference.
-        notes: What the import changed or could not do, one sentence each.
-        refusals: The nodes a simplification left as they were, with the reason.
-    """
-
-    model: ir.Model
-    original: ir.Model
-    notes: tuple[str, ...]
-    refusals: tuple[Refusal, ...]
 
 
 def load(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model, *, simplify: bool = True) -> ImportedModel:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
 
-import numpy.typing as npt
 import onnx_ir as ir
 
+from narrowgauge.data.inputs import input_specs
 from narrowgauge.errors import RuntimeFailure
 from narrowgauge.graph.engine import open_session
+from narrowgauge.importers.onnx import read
+from narrowgauge.runtimes.program import Array, Program, Run
 
-Array = npt.NDArray[Any]
-Run = Callable[[Mapping[str, Array]], dict[str, Array]]
-
-NAME = "onnxruntime"
-SUFFIXES = (".onnx", ".ort")
+__all__ = ["Run", "open_program", "open_run"]
 
 
 def open_run(model: ir.Model | str | os.PathLike[str], *, threads: int | None = None, simulate: bool = False) -> Run:
@@ -40,3 +38,15 @@ def open_run(model: ir.Model | str | os.PathLike[str], *, threads: int | None = 
             raise RuntimeFailure(f"ONNX Runtime could not run the network: {' '.join(str(error).split())}") from None
 
     return run
+
+
+def open_program(path: Path, *, threads: int | None = None) -> Program:
+    """Open an ONNX file; see `Program`.
+
+    Raises:
+        ModelError: it is no ONNX network.
+        RuntimeFailure: ONNX Runtime refuses it.
+    """
+    network = read(path)
+    outputs = tuple(str(value.name) for value in network.graph.outputs)
+    return Program(inputs=input_specs(network), outputs=outputs, run=open_run(path, threads=threads))

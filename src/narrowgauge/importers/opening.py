@@ -1,0 +1,117 @@
+"""Read a network of any framework: the table of importers, and what they have in common."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from narrowgauge.errors import ModelError
+from narrowgauge.graph.quantized import is_quantized
+from narrowgauge.importers import onnx as onnx_importer
+from narrowgauge.importers.imported import Converted, ImportedModel
+
+Convert = Callable[..., Converted]
+"""`convert(source, *, example)`: `source` is a path or an object, `example` what is known of its inputs: the user's
+data or example inputs, None if there are none. Only frameworks whose networks must be run to be read look at it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Framework:
+    """One importer.
+
+    Attributes:
+        name: of the framework, for people.
+        module: of `narrowgauge.importers` that has `convert`; imported on use.
+        suffixes: of its files.
+        signature: offset and bytes there that its files have whatever their suffix; None where other files have them.
+        classes: `package.Class` of its networks in memory.
+    """
+
+    name: str
+    module: str
+    suffixes: tuple[str, ...] = ()
+    signature: tuple[int, bytes] | None = None
+    classes: tuple[str, ...] = ()
+
+
+FRAMEWORKS: tuple[Framework, ...] = (
+    Framework(
+        name="PyTorch", module="pytorch", suffixes=(".pt2",),
+        classes=("torch.nn.modules.module.Module", "torch.export.exported_program.ExportedProgram"),
+    ),
+    Framework(
+        name="Keras", module="keras", suffixes=(".keras", ".h5", ".hdf5"), classes=("keras.src.models.model.Model",)
+    ),
+    Framework(name="TFLite", module="tflite", suffixes=(".tflite", ".lite"), signature=(4, b"TFL3")),
+    Framework(name="MXNet", module="mxnet", suffixes=(".json", ".params")),
+)  # fmt: skip
+
+KNOWN_FILES = (".onnx", *(suffix for framework in FRAMEWORKS for suffix in framework.suffixes))
+
+
+def load(model: Any, *, simplify: bool = True, example: Any = None) -> ImportedModel:
+    """Read a network of any framework, float or quantized.
+
+    Args:
+        model: a path, or a network in memory: onnx.ModelProto, onnx_ir.Model, torch.nn.Module,
+            torch.export.ExportedProgram, keras.Model.
+        simplify: whether to simplify the float network.
+        example: what is known of the inputs of a network that must be run to be read (torch.nn.Module): example inputs,
+            or the user's data.
+
+    Raises:
+        ModelError: no importer reads it, or the one that should cannot.
+        MissingDependencyError: the framework's package is needed and not installed.
+    """
+    framework = framework_of(model)
+    if framework is None:
+        return _apart(onnx_importer.load(model, simplify=simplify), simplify=simplify, target="")
+    convert: Convert = importlib.import_module(f"narrowgauge.importers.{framework.module}").convert
+    converted = convert(model, example=example)
+    imported = onnx_importer.load(converted.model, simplify=simplify)
+    imported = replace(imported, notes=(*converted.notes, *imported.notes), framework=framework.name)
+    return _apart(imported, simplify=simplify, target=converted.target)
+
+
+def framework_of(model: Any) -> Framework | None:
+    """Tell whose network this is; None for ONNX, and for what nobody knows, which ONNX's importer refuses best."""
+    if isinstance(model, onnx.ModelProto | ir.Model):
+        return None
+    if not isinstance(model, str | os.PathLike):
+        names = {f"{base.__module__}.{base.__qualname__}" for base in type(model).__mro__}
+        found = next((one for one in FRAMEWORKS if names.intersection(one.classes)), None)
+        if found is None:
+            raise ModelError(
+                "expected a path, an ONNX network, a torch.nn.Module, a torch.export.ExportedProgram or a Keras model, "
+                f"got {type(model).__name__}"
+            )
+        return found
+    path = Path(model)
+    for framework in FRAMEWORKS:
+        if framework.signature is not None and path.is_file():
+            offset, expected = framework.signature
+            with path.open("rb") as file:
+                if file.read(offset + len(expected))[offset:] == expected:
+                    return framework
+    return next((one for one in FRAMEWORKS if path.name.lower().endswith(one.suffixes)), None)
+
+
+def _apart(imported: ImportedModel, *, simplify: bool, target: str) -> ImportedModel:
+    """Part a quantized network into the float one and its plan."""
+    if not is_quantized(imported.original):
+        return imported
+    from narrowgauge.importers.prequantized import take_apart
+
+    parted = take_apart(imported.original, target=target)
+    again = onnx_importer.load(parted.model, simplify=simplify)
+    return replace(
+        again, original=parted.model, notes=(*imported.notes, *parted.notes, *again.notes),
+        framework=imported.framework, plan=parted.plan,
+    )  # fmt: skip

@@ -1,0 +1,110 @@
+"""The table of engines: which of them runs a file, and how to open it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from narrowgauge.errors import MissingDependencyError, RuntimeFailure
+from narrowgauge.runtimes.program import Program
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Engine:
+    """One runtime: `narrowgauge.runtimes.<module>` has `open_program(path, *, threads) -> Program`.
+
+    Attributes:
+        name: as given to `--runtime` and in targets.
+        title: for people.
+        module: of `narrowgauge.runtimes`; imported on use.
+        package: that must be importable.
+        install: the command that installs it.
+        suffixes: of the files that it runs; the first engine that lists a file's suffix is the one that runs it where
+            nothing else is said.
+    """
+
+    name: str
+    title: str
+    module: str
+    package: str
+    install: str
+    suffixes: tuple[str, ...]
+
+    @property
+    def installed(self) -> bool:
+        """Whether the package is here."""
+        return importlib.util.find_spec(self.package) is not None
+
+
+ENGINES: tuple[Engine, ...] = (
+    Engine(
+        name="onnxruntime", title="ONNX Runtime", module="onnxruntime", package="onnxruntime",
+        install="pip install onnxruntime", suffixes=(".onnx", ".ort"),
+    ),
+    Engine(
+        name="openvino", title="OpenVINO", module="openvino", package="openvino",
+        install='pip install "narrowgauge[openvino]"', suffixes=(".xml", ".onnx", ".tflite"),
+    ),
+    Engine(
+        name="litert", title="LiteRT", module="litert", package="ai_edge_litert",
+        install='pip install "narrowgauge[litert]"', suffixes=(".tflite", ".lite"),
+    ),
+    Engine(
+        name="torch", title="PyTorch", module="pytorch", package="torch",
+        install='pip install "narrowgauge[torch]"', suffixes=(".pt2",),
+    ),
+    Engine(
+        name="tvm", title="Apache TVM", module="tvm", package="tvm",
+        install='pip install "narrowgauge[tvm]"', suffixes=(".tvm.so",),
+    ),
+)  # fmt: skip
+
+
+def engine_named(name: str) -> Engine:
+    """Find an engine by name.
+
+    Raises:
+        RuntimeFailure: there is none of that name.
+    """
+    for engine in ENGINES:
+        if engine.name == name:
+            return engine
+    raise RuntimeFailure(f"expected a runtime, one of {', '.join(one.name for one in ENGINES)}, got {name!r}")
+
+
+def engines_for(path: Path) -> Sequence[Engine]:
+    """List the engines that run such a file, the usual one first, whether or not they are installed."""
+    name = path.name.lower()
+    found = [engine for engine in ENGINES if name.endswith(engine.suffixes)]
+    if name.endswith((".tflite", ".lite")):
+        found.sort(key=lambda engine: engine.name != "litert")
+    return found
+
+
+def open_program(path: Path, *, runtime: str = "", threads: int | None = None) -> Program:
+    """Open a network file in an engine.
+
+    Args:
+        path: the file.
+        runtime: name of an engine, "" for the usual one of such files.
+        threads: of one run; None for the cores that this process may use.
+
+    Raises:
+        RuntimeFailure: no engine runs such a file, or this one refuses it.
+        MissingDependencyError: the engine is not installed; the message has the command that installs it.
+    """
+    fitting = engines_for(path)
+    engine = engine_named(runtime) if runtime else next(iter(fitting), None)
+    if engine is None or engine not in fitting:
+        kinds = ", ".join(dict.fromkeys(suffix for one in ENGINES for suffix in one.suffixes))
+        who = f"{runtime} does not run" if runtime else "no engine runs"
+        raise RuntimeFailure(f"{path}: {who} such a file; expected one of {kinds}")
+    if not engine.installed:
+        raise MissingDependencyError(f"{path}: {engine.title} would run it, but it is not installed: {engine.install}")
+    opened: Program = importlib.import_module(f"narrowgauge.runtimes.{engine.module}").open_program(
+        path, threads=threads
+    )
+    return opened
