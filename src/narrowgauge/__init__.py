@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from narrowgauge.core.encoding import Encoding
     from narrowgauge.core.plan import Plan
     from narrowgauge.errors import NarrowgaugeError
+    from narrowgauge.exporting import export_targets
     from narrowgauge.pipeline import Result, analyze, calibrate, quantize
     from narrowgauge.recipe import Recipe, Rule
     from narrowgauge.stages import Progress
@@ -34,6 +35,7 @@ _HOMES = {
     "analyze": "narrowgauge.pipeline",
     "calibrate": "narrowgauge.pipeline",
     "compare": "narrowgauge.comparison",
+    "export_targets": "narrowgauge.exporting",
     "quantize": "narrowgauge.pipeline",
 }
 
@@ -51,6 +53,7 @@ __all__ = [
     "analyze",
     "calibrate",
     "compare",
+    "export_targets",
     "quantize",
 ]
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 
-from narrowgauge.analysis.evaluate import Comparison, Outputs, Run, compare_runs
+from narrowgauge.analysis.evaluate import Comparison, compare_runs
 from narrowgauge.analysis.latency import Latency, measure_latency
 from narrowgauge.analysis.pairing import Pairing, pair_values
+from narrowgauge.analysis.subjects import ROWS_PER_RUN, Subject, subject
 from narrowgauge.analysis.tensors import TensorRow, compare_values, exposed, first_difference, worst
 from narrowgauge.analysis.tensors import to_json as row_to_json
 from narrowgauge.calibration.batching import batch_size
@@ -24,20 +24,19 @@ from narrowgauge.data import (
     Preprocess,
     batches,
     default_preprocess,
-    input_specs,
     open_samples,
 )
 from narrowgauge.data.batches import single_row
-from narrowgauge.data.inputs import shape_text
 from narrowgauge.data.preprocess import load_preprocess
 from narrowgauge.errors import DataError
-from narrowgauge.graph.engine import weight_bytes
 from narrowgauge.graph.quantized import is_quantized
-from narrowgauge.importers.onnx import read
-from narrowgauge.runtimes.onnxruntime import open_run
+from narrowgauge.importers.opening import read
+from narrowgauge.runtimes.feeding import Route, routes, taking
+from narrowgauge.runtimes.program import Program
 from narrowgauge.stages import Progress
 
-Model = str | os.PathLike[str] | onnx.ModelProto | ir.Model
+Model = Any
+"""A file, or a network in memory: see `analysis.subjects.subject`."""
 
 SAMPLES = 1000
 """How many are compared where nothing else is said."""
@@ -54,6 +53,7 @@ class SideBySide:
         latency: "a" and "b" -> times of one run of one sample (of a fixed batch where the networks have one), one
             thread.
         size_bytes: "a" and "b" -> bytes of the file, or of the weights of a network in memory.
+        runtimes: "a" and "b" -> name of the engine that ran it.
         notes: what a person should know.
         tensors: the values that both networks have, in the first one's order; empty where they were not asked for.
     """
@@ -61,6 +61,7 @@ class SideBySide:
     comparison: Comparison
     latency: Mapping[str, Latency]
     size_bytes: Mapping[str, int]
+    runtimes: Mapping[str, str]
     notes: tuple[str, ...]
     tensors: tuple[TensorRow, ...] = ()
 
@@ -74,6 +75,7 @@ def compare(  # noqa: PLR0913 - the command line's options, by the same names
     preprocess: str | Path | Preprocess | None = None,
     samples: int = SAMPLES,
     tensors: int = 0,
+    runtimes: tuple[str, str] = ("", ""),
     metric: Callable[..., Any] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -81,14 +83,16 @@ def compare(  # noqa: PLR0913 - the command line's options, by the same names
     """Run two networks on the same samples, float or quantized, by whatever tool.
 
     Args:
-        a: the reference: an ONNX file or network.
-        b: the other one; it takes the same inputs, by name or, failing that, in the same order.
+        a: the reference: a file that an engine here runs or an importer reads, or a network in memory.
+        b: the other one; it takes the same inputs, by name or, failing that, in the same order; images may be NHWC in
+            one and NCHW in the other.
         data: samples, see `data.open_samples`.
         labels: labels of the samples: a file, an array or a list.
         preprocess: how images become inputs; None takes `<a>.toml` beside the first network, or `<b>.toml`.
         samples: how many, the first ones.
         tensors: on how many of them, the first ones, all values that both networks have are compared, too; 0 for the
-            outputs alone.
+            outputs alone. Both must be networks that can be read, not only run.
+        runtimes: names of the engines that run the two, "" for the usual one of each file.
         metric: the user's own metric, see `analysis.evaluate.compare_runs`.
         threads: of the accuracy runs; None for the cores that this process may use. Latency is that of one.
         progress: whom to tell.
@@ -101,31 +105,31 @@ def compare(  # noqa: PLR0913 - the command line's options, by the same names
         raise DataError(f"expected tensors, the number of samples to compare them on, to be at least 0, got {tensors}")
     progress = progress or Progress()
     progress.begin("open", None)
-    first, second = read(a), read(b)
-    inputs, names = _common_inputs(input_specs(first), input_specs(second))
+    first, second = (subject(model, runtime=runtime) for model, runtime in zip((a, b), runtimes, strict=True))
+    program = second.open(threads)
+    inputs, routed = _common_inputs(first.inputs, program)
     opened = open_samples(data, inputs, preprocess=_preprocess(preprocess, a, b), labels=labels).take(samples)
-    sources = [
-        model if isinstance(model, str | os.PathLike) else network for model, network in ((a, first), (b, second))
-    ]
-    runs = [open_run(source, threads=threads) for source in sources]
-    size = min(batch_size(first), batch_size(second))
+    size = min(_rows_per_run(first), _rows_per_run(second))
     fed = _Fed(batches=batches(opened, size, inputs))
     progress.begin("compare", opened.count)
     comparison = compare_runs(
-        runs[0], _like(first, second, runs[1], names), fed, metric=metric, progress=progress.advance
-    )
+        first.open(threads).run, taking(program, first.inputs, first.outputs), fed,
+        metric=metric, progress=progress.advance,
+    )  # fmt: skip
     progress.begin("measure latency", None)
-    latency = _latency(sources, fed, inputs, names)
+    latency = _latency(first, second, fed, inputs)
     rows: tuple[TensorRow, ...] = ()
     said: list[str] = []
     if tensors:
         few = list(batches(opened.take(tensors), size, inputs))
-        rows, said = _tensors(first, second, names, few, threads, progress)
+        names = {name: route.name for name, route in routed.items()}
+        rows, said = _tensors(_network(first, a), _network(second, b), names, few, threads, progress)
     return SideBySide(
         comparison=comparison,
         latency=latency,
-        size_bytes={key: _bytes(model, network) for key, model, network in (("a", a, first), ("b", b, second))},
-        notes=(*_notes(first, second, names), *said, *opened.notes),
+        size_bytes={"a": first.size_bytes, "b": second.size_bytes},
+        runtimes={"a": first.runtime, "b": second.runtime},
+        notes=(*_notes(first, second, routed), *said, *opened.notes),
         tensors=rows,
     )
 
@@ -142,6 +146,7 @@ def to_json(result: SideBySide) -> dict[str, Any]:
         "samples": found.samples,
         "labelled_samples": found.labelled,
         "size_bytes": dict(result.size_bytes),
+        "runtimes": dict(result.runtimes),
         "latency_ms": {name: times.median_ms for name, times in result.latency.items()},
         "notes": list(result.notes),
         "tensors": [row_to_json(row) for row in result.tensors],
@@ -154,34 +159,32 @@ def _name(row: TensorRow | None) -> str | None:
     return None if row is None else row.name
 
 
-def _common_inputs(
-    first: tuple[InputSpec, ...], second: tuple[InputSpec, ...]
-) -> tuple[tuple[InputSpec, ...], dict[str, str]]:
-    """Return inputs that both take, named as the first one's, and first's name -> second's name."""
-    by_name = {spec.name: spec for spec in second}
-    if by_name.keys() == {spec.name for spec in first}:
-        pairs = [(spec, by_name[spec.name]) for spec in first]
-    elif len(first) == len(second):
-        pairs = list(zip(first, second, strict=True))
-    else:
-        raise DataError(f"expected two networks with the same inputs, got {_text(first)} and {_text(second)}")
-    return tuple(_common(*pair) for pair in pairs), {one.name: other.name for one, other in pairs}
+def _common_inputs(first: tuple[InputSpec, ...], program: Program) -> tuple[tuple[InputSpec, ...], dict[str, Route]]:
+    """Return inputs that both take, named as the first one's, and how each reaches the second."""
+    routed = routes(program, first)
+    by_name = {spec.name: spec for spec in program.inputs}
+    return tuple(_common(spec, by_name[routed[spec.name].name], routed[spec.name]) for spec in first), routed
 
 
-def _text(specs: Iterable[InputSpec]) -> str:
-    return ", ".join(map(str, specs)) or "none"
-
-
-def _common(one: InputSpec, other: InputSpec) -> InputSpec:
+def _common(one: InputSpec, other: InputSpec, route: Route) -> InputSpec:
     """Fix every axis that one of the two fixes."""
-    fits = len(one.shape) == len(other.shape) and one.dtype == other.dtype
-    if not fits or any(None not in pair and pair[0] != pair[1] for pair in zip(one.shape, other.shape, strict=True)):
+    if one.dtype != other.dtype:
         raise DataError(
             f"expected two networks with the same inputs; the first takes {one}, the second {other}: export them "
-            f"with one shape, such as {shape_text(one.shape)}"
+            f"with one type, such as {one.dtype}"
         )
-    shape = tuple(b if a is None else a for a, b in zip(one.shape, other.shape, strict=True))
-    return replace(one, shape=shape)
+    order = route.axes or range(len(other.shape))
+    turned = dict(zip(order, other.shape, strict=True))
+    return replace(one, shape=tuple(turned[axis] if a is None else a for axis, a in enumerate(one.shape)))
+
+
+def _rows_per_run(one: Subject) -> int:
+    return ROWS_PER_RUN if one.network is None else batch_size(one.network)
+
+
+def _network(one: Subject, model: Model) -> ir.Model:
+    """Return a network whose values can be looked at."""
+    return one.network if one.network is not None else read(model)
 
 
 def _preprocess(given: str | Path | Preprocess | None, a: Model, b: Model) -> Preprocess | None:
@@ -206,37 +209,11 @@ class _Fed:
             yield batch
 
 
-def _like(first: ir.Model, second: ir.Model, run: Run, names: Mapping[str, str]) -> Run:
-    """Let the second network take the first one's input names and answer in the order of its outputs."""
-    order = [str(value.name) for value in first.graph.outputs]
-    same_names = set(order) == {value.name for value in second.graph.outputs}
-
-    def renamed(feed: Mapping[str, Any]) -> Outputs:
-        outputs = run({names[name]: array for name, array in feed.items()})
-        return {name: outputs[name] for name in order} if same_names else outputs
-
-    return renamed
-
-
-def _latency(
-    sources: list[Any], fed: _Fed, inputs: tuple[InputSpec, ...], names: Mapping[str, str]
-) -> dict[str, Latency]:
+def _latency(first: Subject, second: Subject, fed: _Fed, inputs: tuple[InputSpec, ...]) -> dict[str, Latency]:
     assert fed.feed is not None  # without a sample the comparison has raised
     one = single_row(fed.feed, inputs)
-    feeds = {"a": one, "b": {names[name]: array for name, array in one.items()}}
-    runs = {key: open_run(source, threads=1) for key, source in zip(feeds, sources, strict=True)}
-    return measure_latency({key: lambda run=run, feed=feeds[key]: run(feed) for key, run in runs.items()})  # type: ignore[misc]
-
-
-def _bytes(model: Model, network: ir.Model) -> int:
-    if not isinstance(model, str | os.PathLike):
-        return weight_bytes(network)
-    external = {
-        Path(value.const_value.path)
-        for value in network.graph.initializers.values()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    }
-    return sum(path.stat().st_size for path in {Path(model), *external})
+    runs = {"a": first.open(1).run, "b": taking(second.open(1), first.inputs, first.outputs)}
+    return measure_latency({key: lambda run=run: run(one) for key, run in runs.items()})  # type: ignore[misc]
 
 
 def _tensors(
@@ -281,13 +258,13 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join([*names[:_SHOWN_NAMES], *(["..."] if len(names) > _SHOWN_NAMES else [])])
 
 
-def _notes(first: ir.Model, second: ir.Model, names: Mapping[str, str]) -> list[str]:
+def _notes(first: Subject, second: Subject, routed: Mapping[str, Route]) -> list[str]:
     found = [
-        f"input {one!r} of the first network is taken for {other!r} of the second"
-        for one, other in names.items()
-        if one != other
+        f"input {one!r} of the first network is taken for {other.name!r} of the second"
+        for one, other in routed.items()
+        if one != other.name
     ]
-    counts = len(first.graph.outputs), len(second.graph.outputs)
+    counts = len(first.outputs), len(second.outputs)
     if counts[0] != counts[1]:
         found.append(f"the networks have {counts[0]} and {counts[1]} outputs: the first {min(counts)} are compared")
     return found

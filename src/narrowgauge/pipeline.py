@@ -17,11 +17,12 @@ from narrowgauge.analysis.records import Analysis, Step
 from narrowgauge.calibration.statistics import Statistics
 from narrowgauge.core.plan import Plan, load_plan
 from narrowgauge.data import Preprocess
-from narrowgauge.errors import DataError, RecipeError
+from narrowgauge.errors import DataError, PlanError, RecipeError
 from narrowgauge.exporters.folder import SUMMARY, describe_files, new_folder, write_forms, write_summary
 from narrowgauge.exporters.forms import Forms, check_format, forms_for
 from narrowgauge.graph.engine import weight_bytes
 from narrowgauge.importers.imported import ImportedModel
+from narrowgauge.importers.opening import load
 from narrowgauge.recipe import SCOPES, Recipe, keep_float_rules, load_recipe
 from narrowgauge.report.files import write_report
 from narrowgauge.stages import Depth, Model, Progress, Stages, model_name
@@ -33,6 +34,9 @@ from narrowgauge.targets.schema import Scope, Target
 CALIBRATING_SAMPLES = 256
 CHECKING_SAMPLES = 1000
 ANALYZING_SAMPLES = 64
+
+OWN = "own"
+"""As a plan: the encodings that a network came with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +100,7 @@ def quantize(  # noqa: PLR0913 - the command line's options, by the same names
     metric: Callable[..., Any] | None = None,
     max_drop: float | None = None,
     analysis: Depth = "quick",
+    example_inputs: Any = None,
     threads: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -103,9 +108,10 @@ def quantize(  # noqa: PLR0913 - the command line's options, by the same names
     """Quantize a network for a target, and measure what came of it.
 
     Args:
-        model: an ONNX file or network, float32.
-        data: samples, see `data.open_samples`: a folder of images, arrays, an iterable, ...; the first ones
-            calibrate, the others check. None does for weight-only and dynamic quantization.
+        model: a network of any framework, float or quantized, as a file or in memory: see `importers.opening.load`.
+        data: samples, see `data.open_samples`: a folder of images, arrays, an iterable, a data loader, ...; the first
+            ones calibrate, the others check. None does for weight-only and dynamic quantization, and for a network that
+            came quantized, which then keeps its own encodings.
         target: name of a target, or a TOML file of your own.
         out: folder to write, whole or not at all; None writes nothing.
         recipe: a preset's name, a TOML file, or a recipe.
@@ -120,7 +126,8 @@ def quantize(  # noqa: PLR0913 - the command line's options, by the same names
         check_samples: how many of the others check, at the most.
         labels: labels of the samples: a file, an array or a list.
         preprocess: how images become inputs: a file or a `Preprocess`; None takes `<model>.toml` beside the network.
-        plan: encodings to apply instead of choosing them: a file or a `Plan`.
+        plan: encodings to apply instead of choosing them: a `Plan`, its file, the file of a quantized network, or
+            "own" for those that the network came with, if it came quantized.
         statistics: statistics to take instead of calibrating, or to go on from; a file that does not exist yet is
             written while they grow.
         metric: the user's own metric, see `analysis.evaluate.compare_runs`.
@@ -129,6 +136,7 @@ def quantize(  # noqa: PLR0913 - the command line's options, by the same names
             float last. Whether it was met, `Result.check` says.
         analysis: how thoroughly to find out where the accuracy goes: `none`, `quick` (16 samples) or `full` (64, and
             remedies for the worst tensors); needs samples.
+        example_inputs: of a torch.nn.Module: a tensor, a tuple or a dict of them; None takes the first of the data.
         threads: of the engine; None for the cores that this process may use.
         force: replace an existing folder.
         progress: whom to tell.
@@ -145,11 +153,13 @@ def quantize(  # noqa: PLR0913 - the command line's options, by the same names
     reads = (model, data, labels, preprocess, plan, statistics, target, recipe)
     with new_folder(Path(out) if out is not None else None, force=force, reads=reads) as folder:
         with job.stage("import"):
-            given = plan if plan is None or isinstance(plan, Plan) else load_plan(Path(plan))
-            imported = job.read(model, given)
+            own = plan == OWN or (data is None and statistics is None)
+            given = plan if isinstance(plan, Plan) else _plan_in(Path(plan)) if plan not in (None, OWN) else None
+            imported = job.read(model, given, example=example_inputs if example_inputs is not None else data)
+            imported, given = job.own_plan(imported, given, wanted=own)
             opened = job.open(model, imported, data, preprocess, labels)
         calibrating, checking = job.split(opened, samples if asked.mode == "static" else 0, check_samples)
-        original = _reference(model, imported)
+        original = imported.file or imported.original
         judge = None
         if max_drop is not None or asked.budget:
             judge = functools.partial(job.accuracy, original, imported.model, checking, metric)
@@ -163,22 +173,18 @@ def quantize(  # noqa: PLR0913 - the command line's options, by the same names
                 folder, forms, made.network, made.plan, made.statistics, original=imported.model,
                 preprocess=opened.preprocess if opened is not None else None,
             )  # fmt: skip
-        native = chosen.runtime == "onnxruntime" and forms.exported is not None
+        job.notes += written.notes
         first, every = job.read_first(checking, analysis)
         if checking is None:
             found = None
             job.notes.append("nothing was checked: there are no data")
         else:
-            found = job.check(
-                original, written.runnable, imported.model, every, checking.count, metric=metric, native=native
-            )
+            found = job.check(original, written, imported.model, every, checking.count, metric=metric)
         found_out = job.analyze(made, chosen, first, analysis)
         job.notes += [*coverage_warnings(made.network, made.plan), *(opened.notes if opened is not None else ())]
         summary = summarize(
             model=model_name(model), target=chosen.name, recipe=asked.name, plan=made.plan, check=found,
-            float_bytes=_float_bytes(model, imported), quantized_bytes=_size(written.runnable),
-            files={}, seconds=job.seconds, steps=made.steps,
-            notes=job.notes,
+            float_bytes=_float_bytes(imported), written=written, seconds=job.seconds, steps=made.steps, notes=job.notes,
         )  # fmt: skip
         write_report(
             folder, summary, found_out or Analysis(steps=made.steps, front=made.front), plan=made.plan, target=chosen
@@ -198,10 +204,10 @@ def analyze(
     """Quantize a network and find out where its accuracy goes: `Result.analysis`.
 
     The same as `quantize` with the fullest analysis; the network is measured on `check_samples` samples that did not
-    calibrate.
+    calibrate. A network that came quantized keeps its own encodings.
 
     Args:
-        model: an ONNX file or network, float32.
+        model: see `quantize`.
         data: samples, see `data.open_samples`.
         target: name of a target, or a TOML file of your own.
         check_samples: how many samples to measure on, at the most.
@@ -210,16 +216,19 @@ def analyze(
     Raises:
         NarrowgaugeError: see `quantize`.
     """
-    return quantize(model, data, target=target, check_samples=check_samples, **{"analysis": "full", **options})
+    return quantize(
+        model, data, target=target, check_samples=check_samples, **{"analysis": "full", "plan": OWN, **options}
+    )
 
 
-def calibrate(
+def calibrate(  # noqa: PLR0913 - the command line's options, by the same names
     model: Model,
     data: Any,
     *,
     samples: int = CALIBRATING_SAMPLES,
     preprocess: str | Path | Preprocess | None = None,
     statistics: str | Path | Statistics | None = None,
+    example_inputs: Any = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Statistics:
@@ -229,7 +238,7 @@ def calibrate(
         NarrowgaugeError: see `quantize`.
     """
     job = Stages(statistics_given=statistics, threads=threads, progress=progress or Progress())
-    imported = job.read(model)
+    imported = job.read(model, example=example_inputs if example_inputs is not None else data)
     opened = job.open(model, imported, data, preprocess, None)
     if opened is None:
         raise DataError("calibration needs samples: give data")
@@ -253,21 +262,23 @@ def _recipe(
     )
 
 
-def _reference(model: Model, imported: ImportedModel) -> ir.Model | Path:
-    return Path(model) if isinstance(model, str | os.PathLike) else imported.original
+def _plan_in(path: Path) -> Plan:
+    """Read a plan, or that of a quantized network."""
+    if path.suffix == ".json" and not path.name.endswith("symbol.json"):
+        return load_plan(path)
+    found = load(path).plan
+    if found is None:
+        raise PlanError(f"{path}: expected a plan or a quantized network, this one is float")
+    return found
 
 
-def _float_bytes(model: Model, imported: ImportedModel) -> int:
+def _float_bytes(imported: ImportedModel) -> int:
+    """Bytes of the float network: of its file, else of its weights."""
+    if imported.file is None:
+        return weight_bytes(imported.original)
     external = {
         Path(value.const_value.path)
         for value in imported.original.graph.initializers.values()
         if isinstance(value.const_value, ir.ExternalTensor)
     }
-    if isinstance(model, str | os.PathLike):
-        return _size(Path(model)) + sum(_size(path) for path in external)
-    return weight_bytes(imported.original)
-
-
-def _size(path: Path) -> int:
-    beside = path.with_name(f"{path.name}.data")
-    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
+    return sum(path.stat().st_size for path in {imported.file, *external})

@@ -31,10 +31,10 @@ from narrowgauge.data.kept import KeptBatches
 from narrowgauge.data.preprocess import load_preprocess
 from narrowgauge.data.samples import Sample
 from narrowgauge.data.splitting import split
-from narrowgauge.errors import DataError, ModelError, StatisticsError
+from narrowgauge.errors import DataError, StatisticsError
+from narrowgauge.exporters.folder import SIMULATED, Written
 from narrowgauge.exporters.forms import forms_for
 from narrowgauge.graph.digest import network_digest
-from narrowgauge.graph.quantized import is_quantized
 from narrowgauge.importers.imported import ImportedModel
 from narrowgauge.importers.opening import load
 from narrowgauge.planning.fill import fill
@@ -44,16 +44,20 @@ from narrowgauge.recovery.bias_correction import correct_bias
 from narrowgauge.recovery.bit_widths import FLOAT, assign_bits, parse_budget
 from narrowgauge.recovery.ladder import Bound, Ladder
 from narrowgauge.recovery.workshop import State, Workshop
+from narrowgauge.runtimes.engines import engine_named
 from narrowgauge.runtimes.onnxruntime import open_run
 from narrowgauge.targets.schema import Target
 
 Drop = Callable[[Workshop, State], float]
-Model = str | os.PathLike[str] | onnx.ModelProto | ir.Model
+Model = Any
+"""A path, or a network in memory, of any framework: see `importers.opening.load`."""
 
 # Of the calibrating samples, those that recovery is measured on, at most; fewer than the second are no measure.
 _MEASURING = 24
 _FEWEST_MEASURING = 8
 _MEASURING_BATCH = 8
+
+_ONNX = (onnx.ModelProto, ir.Model)
 
 # Fewer samples than this are not worth choosing numbers on.
 _FEWEST_CHOOSING = 8
@@ -146,18 +150,31 @@ class Stages:
         yield
         self.seconds[name] = round(time.perf_counter() - start, 4)
 
-    def read(self, model: Model, plan: Plan | None = None) -> ImportedModel:
+    def read(self, model: Model, plan: Plan | None = None, *, example: Any = None) -> ImportedModel:
         """Import a network; the very one that a plan was made for is taken as it is, simplified already."""
-        imported = load(model, simplify=False) if plan is not None and plan.network else None
-        if imported is None or plan is None or network_digest(imported.model) != plan.network:
-            imported = load(model)
-        if is_quantized(imported.model):
-            where = f"{model_name(model)}: " if isinstance(model, str | os.PathLike) else ""
-            raise ModelError(
-                f"{where}expected a float network, this one is quantized already: give the one it was made from"
-            )
+        imported = load(model, example=example)
+        if plan is not None and plan.network and network_digest(imported.model) != plan.network:
+            as_given = load(imported.original, simplify=False)
+            if network_digest(as_given.model) == plan.network:
+                imported = replace(imported, model=as_given.model, notes=as_given.notes, refusals=())
         self.notes += imported.notes
         return imported
+
+    def own_plan(
+        self, imported: ImportedModel, given: Plan | None, *, wanted: bool
+    ) -> tuple[ImportedModel, Plan | None]:
+        """Keep the encodings that a network came with, if it came quantized and they are wanted."""
+        if imported.plan is None or given is not None:
+            return imported, given
+        came = f"the network came quantized ({imported.framework})"
+        if wanted:
+            self.notes.append(f"{came}: its own encodings are kept")
+            return replace(imported, model=imported.original), imported.plan
+        self.notes.append(
+            f"{came}: new encodings are chosen for the real numbers that its integers stood for; "
+            f"the plan 'own' keeps those it came with"
+        )
+        return imported, None
 
     def open(
         self, model: Model, imported: ImportedModel, data: Any, preprocess: str | Path | Preprocess | None, labels: Any
@@ -367,16 +384,21 @@ class Stages:
         return first, itertools.chain(first, checking.skip(_ANALYZED[depth].samples))
 
     def check(
-        self, original: ir.Model | Path, runnable: Path, network: ir.Model, samples: Iterable[Sample],
-        count: int | None, *, metric: Callable[..., Any] | None, native: bool,
+        self, original: ir.Model | Path, written: Written, network: ir.Model, samples: Iterable[Sample],
+        count: int | None, *, metric: Callable[..., Any] | None,
     ) -> Check:  # fmt: skip
         """Run the written network beside the float one; `count` says how many samples there are, if that is known."""
+        runnable, runtime = written.runnable, written.runtime
+        if runtime and not engine_named(runtime).installed:
+            engine = engine_named(runtime)
+            self.notes.append(f"{engine.title} would run it, but it is not installed: {engine.install}")
+            runnable, runtime = written.folder / SIMULATED, ""
         with self.stage("check", count):
             found = check(
-                original, runnable, _batches(network, samples), inputs=input_specs(network), native=native,
-                metric=metric, threads=self.threads, progress=self.progress.advance,
+                original, runnable, _batches(network, samples), network=network, runtime=runtime, metric=metric,
+                threads=self.threads, progress=self.progress.advance,
             )  # fmt: skip
-        if not native:
+        if not runtime:
             self.notes.append("checked as a simulation: accuracy is the simulation's, speed is not measured")
         self.notes += found.warnings
         return found
@@ -403,10 +425,11 @@ def made_for(plan: Plan, network: ir.Model) -> bool:
 
 
 def model_name(model: Model) -> str:
-    """What to call a network: its path, or its graph's name."""
+    """What to call a network: its path, its graph's name, or the name of its class."""
     if isinstance(model, str | os.PathLike):
         return str(Path(model))
-    return (model.graph.name or "network") if model.graph is not None else "network"
+    graph = getattr(model, "graph", None)
+    return str(getattr(graph, "name", "") or "network") if isinstance(model, _ONNX) else type(model).__name__
 
 
 def _widths(bits: Mapping[str, int]) -> str:

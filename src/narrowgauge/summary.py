@@ -13,6 +13,7 @@ from typing import Any
 from narrowgauge.analysis.check import Check
 from narrowgauge.analysis.records import Step
 from narrowgauge.core.plan import Plan
+from narrowgauge.exporters.folder import Written
 
 
 def summarize(  # noqa: PLR0913 - the parts of the record, each by name
@@ -23,8 +24,7 @@ def summarize(  # noqa: PLR0913 - the parts of the record, each by name
     plan: Plan,
     check: Check | None,
     float_bytes: int,
-    quantized_bytes: int,
-    files: Mapping[str, Mapping[str, int | str]],
+    written: Written,
     seconds: Mapping[str, float],
     steps: Sequence[Step],
     notes: Sequence[str],
@@ -33,8 +33,9 @@ def summarize(  # noqa: PLR0913 - the parts of the record, each by name
 
     Sizes are bytes, times seconds but for `latency_ms`, accuracies percent, `sqnr_db` decibels (null where both
     networks' outputs are equal: `sqnr_infinite` is then true). `steps` are what recovery tried, see
-    `analysis.records.Step`. `files` are those beside the summary, each with size and
-    sha256.
+    `analysis.records.Step`. `runnable` is the file that was checked and the engine that runs it ("" where it is
+    simulated); `latency_runtimes` are the engines that were timed. `files` are those beside the summary, each with size
+    and sha256, filled in once they are written.
     """
     comparison = check.comparison if check is not None else None
     latency = check.latency if check is not None else {}
@@ -51,9 +52,14 @@ def summarize(  # noqa: PLR0913 - the parts of the record, each by name
         "sqnr_infinite": sqnr == math.inf,
         "checked_samples": comparison.samples if comparison is not None else 0,
         "labelled_samples": comparison.labelled if comparison is not None else 0,
-        "size_bytes": {"float": float_bytes, "quantized": quantized_bytes},
+        "size_bytes": {"float": float_bytes, "quantized": written.size_bytes},
+        "runnable": {"file": written.runnable.name, "runtime": written.runtime},
         "latency_ms": {name: times.median_ms for name, times in latency.items()} or {"float": None, "quantized": None},
-        "files": {name: dict(entry) for name, entry in files.items()},
+        "latency_runtimes": {
+            "float": check.float_runtime if check is not None else "",
+            "quantized": check.runtime if check is not None else "",
+        },
+        "files": {},
         "seconds": dict(seconds),
         "peak_rss_bytes": peak_memory_bytes(),
         "float_nodes": [

@@ -9,7 +9,6 @@ import onnx_ir as ir
 import pytest
 
 from narrowgauge.analysis.check import Check, check
-from narrowgauge.data import input_specs
 from narrowgauge.demo import digits, network_path
 from narrowgauge.exporters.onnx import write_onnx
 from narrowgauge.graph.constants import set_constant
@@ -28,7 +27,7 @@ def checked(
     name = str(original.graph.inputs[0].name)
     return check(
         original, folder / "model.onnx", batches_of(original, {name: samples}),
-        inputs=input_specs(original), native=native, threads=1,
+        network=original, runtime="onnxruntime" if native else "", threads=1,
     )  # fmt: skip
 
 

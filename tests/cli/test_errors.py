@@ -94,9 +94,8 @@ def test_an_operator_that_the_target_lacks_stays_float_and_is_reported(here: Pat
     assert {"name": "erf_node", "operator": "Erf", "reason": "onnxruntime has no integer Erf"} in summary["float_nodes"]
 
 
-def test_a_quantized_network(here: Path) -> None:
-    record("quantize", "net.onnx", "--data", "x.npy", "--out", "first")
-    assert "quantized already" in fails(network="first/model.onnx")
+def test_a_quantized_network_is_no_plan_for_a_float_one(here: Path) -> None:
+    assert "expected a plan or a quantized network, this one is float" in fails("--plan", "net.onnx")
 
 
 def test_wrong_channels(here: Path) -> None:

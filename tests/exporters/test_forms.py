@@ -9,7 +9,7 @@ import pytest
 from narrowgauge.core.numbers import integer_type
 from narrowgauge.demo import digits, network_path
 from narrowgauge.errors import TargetError
-from narrowgauge.exporters.forms import FORMATS, forms_for
+from narrowgauge.exporters.forms import LOWERED, forms_for
 from narrowgauge.importers.onnx import load
 from narrowgauge.targets.registry import load_target, target_names
 from tests.planning.networks import operators, planned, run, seen, sqnr
@@ -40,7 +40,7 @@ def test_every_target_has_a_simulation_and_its_own_file_or_a_note(name: str) -> 
 def test_the_formats_of_a_target_can_be_chosen() -> None:
     target = load_target("onnxruntime")
     plan = planned(MODEL, STATISTICS)
-    assert set(target.formats) == set(FORMATS)
+    assert set(target.formats) == set(LOWERED)
     chosen = {form: operators(forms_for(target, MODEL, plan, form=form).exported) for form in target.formats}
     assert "QuantizeLinear" in chosen["qdq"]
     assert "QLinearConv" not in chosen["qdq"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,22 @@ import numpy as np
 import numpy.typing as npt
 
 from narrowgauge.analysis.latency import Latency, measure_latency
-from narrowgauge.data import InputSpec, batches, default_preprocess, input_specs, open_samples
+from narrowgauge.analysis.subjects import subject
+from narrowgauge.data import InputSpec, batches, default_preprocess, open_samples
 from narrowgauge.data.inputs import has_batch_axis
 from narrowgauge.errors import DataError, ModelError, RuntimeFailure
-from narrowgauge.importers.onnx import read
-from narrowgauge.runtimes.onnxruntime import Run, open_run
+from narrowgauge.runtimes.engines import engine_named, engines_for
+from narrowgauge.runtimes.program import Run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timed:
+    """How fast one network is in one engine."""
+
+    model: Path
+    runtime: str
+    latency: Latency
+
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
@@ -24,12 +36,19 @@ _LENGTH = 16
 
 
 def bench(
-    models: Sequence[Path], *, data: str | None = None, batch: int = 1, threads: int = 1, seconds: float = 2.0
-) -> list[Latency]:
+    models: Sequence[Path],
+    *,
+    runtimes: Sequence[str] = (),
+    data: str | None = None,
+    batch: int = 1,
+    threads: int = 1,
+    seconds: float = 2.0,
+) -> list[Timed]:
     """Time networks in turn, one run each.
 
     Args:
-        models: ONNX files, float or quantized.
+        models: files that an engine runs or an importer reads, float or quantized.
+        runtimes: names of engines that each network is timed in, if they run its file; none for its usual one.
         data: samples to feed the first `batch` of, see `data.open_samples`; None makes inputs up: normally distributed
             numbers, zeros and ones for integers; open axes are 224 for images, else 16.
         batch: samples per run, where the network leaves that open.
@@ -37,19 +56,33 @@ def bench(
         seconds: about how long to go on for each network.
 
     Returns:
-        Times, in the order of `models`.
+        Times, in the order of `models`, and of `runtimes` for each.
 
     Raises:
         NarrowgaugeError: a network or the data cannot be read, or a network does not run on the inputs.
     """
+    timed: list[tuple[Path, str]] = []
     runs = {}
-    for number, path in enumerate(models):
-        inputs = input_specs(read(path))
-        feed = _random_feed(inputs, batch) if data is None else _first_feed(data, inputs, batch, path)
-        run = open_run(path, threads=threads)
+    for path, runtime in _in_engines(models, runtimes):
+        one = subject(path, runtime=runtime)
+        feed = _random_feed(one.inputs, batch) if data is None else _first_feed(data, one.inputs, batch, path)
+        run = one.open(threads).run
         _try(path, run, feed, made_up=data is None)
-        runs[str(number)] = lambda run=run, feed=feed: run(feed)
-    return list(measure_latency(runs, seconds=seconds * len(models)).values())
+        runs[str(len(timed))] = lambda run=run, feed=feed: run(feed)
+        timed.append((path, one.runtime))
+    latencies = measure_latency(runs, seconds=seconds * len(runs)).values()
+    return [
+        Timed(model=path, runtime=runtime, latency=latency)
+        for (path, runtime), latency in zip(timed, latencies, strict=True)
+    ]
+
+
+def _in_engines(models: Sequence[Path], runtimes: Sequence[str]) -> Iterator[tuple[Path, str]]:
+    for path in models:
+        fitting = [name for name in runtimes if engine_named(name) in engines_for(path)]
+        if runtimes and not fitting and engines_for(path):
+            raise RuntimeFailure(f"{path}: none of {', '.join(runtimes)} runs such a file")
+        yield from ((path, name) for name in fitting or [""])
 
 
 def _try(path: Path, run: Run, feed: Feed, *, made_up: bool) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from narrowgauge.analysis.evaluate import Array, Comparison, LabelledBatch, compare_runs
+from narrowgauge.analysis.evaluate import Comparison, LabelledBatch, Run, compare_runs
 from narrowgauge.analysis.latency import Latency, measure_latency
 from narrowgauge.data.batches import single_row
-from narrowgauge.data.inputs import InputSpec
+from narrowgauge.data.inputs import input_specs, output_names
+from narrowgauge.runtimes.engines import engine_named, open_program
+from narrowgauge.runtimes.feeding import taking
 from narrowgauge.runtimes.onnxruntime import open_run
 
 # Below these the networks are not the same any more, and a person must hear it.
@@ -22,6 +25,8 @@ _COLLAPSED_SQNR_DB = 6.0
 # Medians of two runs of one network differ by a few percent; the figures themselves are in the record.
 _SLOWER = 1.05
 
+ONNX_SUFFIX = ".onnx"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
@@ -30,12 +35,17 @@ class Check:
     Attributes:
         comparison: accuracy and agreement.
         latency: "float" and "quantized" -> times of one run, one thread; empty where the file's engine is not here.
+        runtime: name of the engine that ran the quantized file; "" where it was simulated.
+        float_runtime: name of the engine that the float network's latency was measured in: the same where it runs ONNX
+            files, else ONNX Runtime.
         warnings: what a person must hear.
     """
 
     comparison: Comparison
     latency: dict[str, Latency]
     warnings: tuple[str, ...]
+    runtime: str = ""
+    float_runtime: str = ""
 
 
 def check(  # noqa: PLR0913 - what is compared and how, each by name
@@ -43,8 +53,8 @@ def check(  # noqa: PLR0913 - what is compared and how, each by name
     quantized: Path,
     batches: Iterable[LabelledBatch],
     *,
-    inputs: Sequence[InputSpec],
-    native: bool,
+    network: ir.Model,
+    runtime: str = "",
     metric: Callable[..., Any] | None = None,
     threads: int | None = None,
     progress: Callable[[int], None] = lambda count: None,
@@ -55,9 +65,9 @@ def check(  # noqa: PLR0913 - what is compared and how, each by name
         original: the float network as it was given.
         quantized: the written file.
         batches: the samples; read once.
-        inputs: the networks' inputs.
-        native: whether ONNX Runtime is the target's engine: then its integer kernels run the file and it is timed;
-            else the file is simulated as written, without fusions that change numbers.
+        network: the float network, for the names of inputs and outputs.
+        runtime: the engine that runs the file, and is timed; "" simulates an ONNX file as it is written, in ONNX
+            Runtime without fusions that change numbers.
         metric: the user's own, see `compare_runs`.
         threads: of the accuracy runs; latency is always that of one thread.
         progress: called with the number of samples after each batch.
@@ -69,13 +79,24 @@ def check(  # noqa: PLR0913 - what is compared and how, each by name
     first: list[LabelledBatch] = []
     comparison = compare_runs(
         open_run(original, threads=threads),
-        open_run(quantized, threads=threads, simulate=not native),
+        _candidate(quantized, network, runtime, threads),
         _remembering(batches, first),
         metric=metric,
         progress=progress,
     )
-    latency = _latency(original, quantized, single_row(first[0].feed, inputs)) if native else {}
-    return Check(comparison=comparison, latency=latency, warnings=_warnings(comparison, latency))
+    if not runtime:
+        return Check(comparison=comparison, latency={}, warnings=_warnings(comparison))
+    one = single_row(first[0].feed, input_specs(network))
+    float_runtime = runtime if ONNX_SUFFIX in engine_named(runtime).suffixes else "onnxruntime"
+    runs = {
+        "float": _reference(original, network, float_runtime),
+        "quantized": _candidate(quantized, network, runtime, 1),
+    }
+    latency = measure_latency({name: lambda run=run: run(one) for name, run in runs.items()})  # type: ignore[misc]
+    return Check(
+        comparison=comparison, latency=latency, runtime=runtime, float_runtime=float_runtime,
+        warnings=(*_warnings(comparison), *_speed_warnings(latency, same=float_runtime == runtime)),
+    )  # fmt: skip
 
 
 def _remembering(batches: Iterable[LabelledBatch], first: list[LabelledBatch]) -> Iterator[LabelledBatch]:
@@ -86,12 +107,27 @@ def _remembering(batches: Iterable[LabelledBatch], first: list[LabelledBatch]) -
         yield batch
 
 
-def _latency(original: ir.Model | Path, quantized: Path, feed: Mapping[str, Array]) -> dict[str, Latency]:
-    runs = {name: open_run(model, threads=1) for name, model in (("float", original), ("quantized", quantized))}
-    return measure_latency({name: lambda run=run: run(feed) for name, run in runs.items()})  # type: ignore[misc]
+def _candidate(quantized: Path, network: ir.Model, runtime: str, threads: int | None) -> Run:
+    """Open the quantized file as the engine that runs it does, for the float network's feeds."""
+    if runtime in ("", "onnxruntime"):
+        return open_run(quantized, threads=threads, simulate=not runtime)
+    program = open_program(quantized, runtime=runtime, threads=threads)
+    return taking(program, input_specs(network), output_names(network))
 
 
-def _warnings(comparison: Comparison, latency: dict[str, Latency]) -> tuple[str, ...]:
+def _reference(original: ir.Model | Path, network: ir.Model, runtime: str) -> Run:
+    """Open the float network on one thread."""
+    if runtime == "onnxruntime":
+        return open_run(original, threads=1)
+    if isinstance(original, Path):
+        return taking(open_program(original, runtime=runtime, threads=1), input_specs(network), output_names(network))
+    with tempfile.TemporaryDirectory(prefix="narrowgauge-") as folder:
+        path = Path(folder) / "float.onnx"
+        ir.save(original.clone(), path)
+        return _reference(path, network, runtime)
+
+
+def _warnings(comparison: Comparison) -> tuple[str, ...]:
     warnings = []
     agreement = comparison.agreement_top1
     if agreement is not None and agreement < _COLLAPSED_AGREEMENT:
@@ -104,7 +140,12 @@ def _warnings(comparison: Comparison, latency: dict[str, Latency]) -> tuple[str,
             f"WARNING: the error of the quantized network's output is nearly as large as the output itself "
             f"(SQNR {comparison.sqnr_db:.1f} dB); do not ship it: keep layers float (--keep-float), or use more bits"
         )
-    if latency and latency["quantized"].median_ms > _SLOWER * latency["float"].median_ms:
-        ratio = latency["quantized"].median_ms / latency["float"].median_ms
-        warnings.append(f"the quantized network is {ratio:.2f} times slower than the float one here, on one thread")
     return tuple(warnings)
+
+
+def _speed_warnings(latency: dict[str, Latency], *, same: bool) -> tuple[str, ...]:
+    ratio = latency["quantized"].median_ms / latency["float"].median_ms
+    if ratio <= _SLOWER:
+        return ()
+    where = "" if same else " in ONNX Runtime"
+    return (f"the quantized network is {ratio:.2f} times slower than the float one{where} here, on one thread",)

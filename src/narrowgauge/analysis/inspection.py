@@ -15,7 +15,7 @@ from narrowgauge.graph.engine import weight_bytes
 from narrowgauge.graph.quantized import is_quantized
 from narrowgauge.graph.refusals import Refusal
 from narrowgauge.graph.shapes import dimensions
-from narrowgauge.importers.onnx import load, read
+from narrowgauge.importers.opening import load, read
 from narrowgauge.planning.choices import Choices
 from narrowgauge.planning.place import place
 from narrowgauge.targets.schema import Target
@@ -53,10 +53,10 @@ class Inspection:
         parameter_bytes: their size.
         quantized: whether some node quantizes or computes on integers already.
         operators: operator -> how many, in the file.
-        simplified: operator -> how many after simplification; None for a quantized network, which is left alone.
+        simplified: operator -> how many after simplification; of a quantized network, of the float one in it.
         notes: what the import changed.
         refusals: what simplification left alone, and why.
-        placed: what the target would do; None without a target, or for a quantized network.
+        placed: what the target would do; None without a target.
     """
 
     producer: str
@@ -68,21 +68,21 @@ class Inspection:
     parameter_bytes: int
     quantized: bool
     operators: Mapping[str, int]
-    simplified: Mapping[str, int] | None
+    simplified: Mapping[str, int]
     notes: tuple[str, ...]
     refusals: tuple[Refusal, ...]
     placed: Placed | None
 
 
 def inspect(path: Path, target: Target | None = None) -> Inspection:
-    """Look into an ONNX file.
+    """Look into the file of a network.
 
     Raises:
-        ModelError: if it cannot be read; see `importers.onnx.load`.
+        ModelError: if it cannot be read; see `importers.opening.load`.
     """
     given = read(path)
     quantized = is_quantized(given)
-    imported = None if quantized else load(path)
+    imported = load(path)
     return Inspection(
         producer=" ".join(part for part in (given.producer_name, given.producer_version) if part),
         opsets=dict(given.opset_imports),
@@ -93,10 +93,10 @@ def inspect(path: Path, target: Target | None = None) -> Inspection:
         parameter_bytes=weight_bytes(given),
         quantized=quantized,
         operators=_operators(given),
-        simplified=None if imported is None else _operators(imported.model),
-        notes=() if imported is None else imported.notes,
-        refusals=() if imported is None else imported.refusals,
-        placed=None if imported is None or target is None else _placed(imported.model, target),
+        simplified=_operators(imported.model),
+        notes=imported.notes,
+        refusals=imported.refusals,
+        placed=None if target is None else _placed(imported.model, target),
     )
 
 

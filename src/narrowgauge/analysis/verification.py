@@ -10,16 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from narrowgauge.analysis.evaluate import Comparison, compare_runs
+import onnx_ir as ir
+
+from narrowgauge.analysis.evaluate import Comparison, Run, compare_runs
 from narrowgauge.calibration.batching import batch_size
 from narrowgauge.core.plan import load_plan
 from narrowgauge.data import Preprocess, batches, default_preprocess, input_specs, open_samples
+from narrowgauge.data.inputs import output_names
 from narrowgauge.data.preprocess import load_preprocess
-from narrowgauge.errors import NarrowgaugeError, OutputError, RuntimeFailure, TargetError
-from narrowgauge.exporters.folder import FLOAT, INTEGER, MODEL, ORIGINAL, PLAN, PREPROCESS, SIMULATED, SUMMARY
+from narrowgauge.errors import MissingDependencyError, NarrowgaugeError, OutputError, RuntimeFailure
+from narrowgauge.exporters.folder import FLOAT, INTEGER, ORIGINAL, PLAN, PREPROCESS, SIMULATED, SUMMARY
 from narrowgauge.importers.onnx import read
+from narrowgauge.runtimes.engines import open_program
+from narrowgauge.runtimes.feeding import taking
 from narrowgauge.runtimes.onnxruntime import open_run
-from narrowgauge.targets.registry import load_target
+
+# What a summary must say to be checked.
+_NEEDED = frozenset({"model", "target", "files", "agreement_top1", "sqnr_db", "checked_samples", "runnable"})
 
 # How far figures of other samples may lie from the summary's before they contradict it.
 _DEVIATIONS = 4.0
@@ -47,6 +54,7 @@ def verify(
     folder: Path,
     data: Any,
     *,
+    runtime: str = "",
     samples: int = 100,
     preprocess: str | Path | None = None,
     threads: int | None = None,
@@ -57,6 +65,7 @@ def verify(
     Args:
         folder: what `quantize` wrote.
         data: samples, see `data.open_samples`.
+        runtime: name of the engine that runs the quantized network, "" for the one that the summary names.
         samples: how many of them.
         preprocess: how images become inputs; None takes the folder's own, else the file beside the network that the
             summary names.
@@ -74,14 +83,17 @@ def verify(
     inputs = input_specs(reference)
     given = _preprocess(preprocess, folder, Path(summary["model"]))
     opened = open_samples(data, inputs, preprocess=given).take(samples)
-    native = _is_native(summary["target"])
+    runnable = str(summary["runnable"]["file"])
+    runs = {runnable: _run(folder / runnable, reference, runtime or summary["runnable"]["runtime"], threads)}
     pairs = {}
-    for one, other in _pairs(folder):
-        simulate = other == SIMULATED or not native
+    for one, other in _pairs(folder, runnable):
+        for name in (one, other):
+            if name not in runs:
+                simulated = "" if name == SIMULATED else "onnxruntime"
+                runs[name] = _run(folder / name, reference, simulated, threads)
         pairs[one, other] = compare_runs(
-            _open(folder / one, threads, simulate=not native), _open(folder / other, threads, simulate=simulate),
-            batches(opened, batch_size(reference), inputs), progress=progress,
-        )  # fmt: skip
+            runs[one], runs[other], batches(opened, batch_size(reference), inputs), progress=progress
+        )
     found = next(iter(pairs.values()))
     said = (
         []
@@ -117,7 +129,7 @@ def _read_summary(folder: Path) -> dict[str, Any]:
         raise OutputError(f"{folder}: expected a folder that `narrowgauge quantize` wrote, it has no {SUMMARY}")
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"model", "target", "files", "agreement_top1", "sqnr_db", "checked_samples"} - set(summary)
+        missing = _NEEDED - set(summary)
     except (OSError, ValueError, TypeError) as error:
         raise OutputError(f"{path}: expected what `narrowgauge quantize` wrote, could not read it: {error}") from None
     if missing:
@@ -151,26 +163,23 @@ def _reference(folder: Path) -> str:
     return ORIGINAL if (folder / ORIGINAL).exists() else FLOAT
 
 
-def _is_native(target: str) -> bool:
-    """Whether ONNX Runtime is the target's own engine."""
-    try:
-        return load_target(target).runtime == "onnxruntime"
-    except TargetError:  # the user's own
-        return False
-
-
-def _pairs(folder: Path) -> list[tuple[str, str]]:
+def _pairs(folder: Path, runnable: str) -> list[tuple[str, str]]:
     """Name the runnable file beside the float network first, then the other forms beside it."""
-    runnable = MODEL if (folder / MODEL).exists() else SIMULATED
     others = [name for name in (SIMULATED, INTEGER) if name != runnable and (folder / name).exists()]
     return [(_reference(folder), runnable), *((runnable, other) for other in others)]
 
 
-def _open(path: Path, threads: int | None, *, simulate: bool) -> Any:
+def _run(path: Path, network: ir.Model, runtime: str, threads: int | None) -> Run:
+    """Open a file in an engine for the feeds of the float network; without an engine, simulate it."""
     try:
-        return open_run(path, threads=threads, simulate=simulate)
+        if not runtime:
+            return open_run(path, threads=threads, simulate=True)
+        program = open_program(path, runtime=runtime, threads=threads)
+        return taking(program, input_specs(network), output_names(network))
+    except MissingDependencyError:
+        raise
     except NarrowgaugeError as error:
-        raise RuntimeFailure(f"{path}: {error}; the file is damaged, or this ONNX Runtime cannot run it") from None
+        raise RuntimeFailure(f"{path}: {error}; the file is damaged, or this engine cannot run it") from None
 
 
 def _contradictions(summary: Mapping[str, Any], pairs: Mapping[tuple[str, str], Comparison]) -> list[str]:

@@ -13,6 +13,7 @@ from narrowgauge.cli.bench import bench
 from narrowgauge.cli.calibrate import calibrate
 from narrowgauge.cli.compare import compare
 from narrowgauge.cli.demo import demo
+from narrowgauge.cli.export import export
 from narrowgauge.cli.guard import guarded
 from narrowgauge.cli.import_model import import_model
 from narrowgauge.cli.inspect import inspect
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "analyze": analyze,
     "calibrate": calibrate,
     "import": import_model,
+    "export": export,
     "compare": compare,
     "verify": verify,
     "bench": bench,

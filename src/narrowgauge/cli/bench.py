@@ -10,16 +10,27 @@ import typer
 from narrowgauge.cli import options
 
 
-def bench(
+def bench(  # noqa: PLR0913 - the options of the command
     models: Annotated[
         list[Path],
         typer.Argument(
             metavar="MODEL...",
-            help="One or more .onnx files; the first is what the others are set against.",
+            help="Networks that an engine here runs, or that can be imported; the first is what the others are set "
+            "against.",
             show_default=False,
         ),
     ],
+    *,
     data: options.OptionalData = None,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="R",
+            help="An engine that each network is timed in, if it runs its file: onnxruntime, openvino, litert, torch, "
+            "tvm. Repeatable.",
+            show_default="the usual one of each file",
+        ),
+    ] = None,
     batch: Annotated[
         int, typer.Option(min=1, metavar="N", help="Samples per run, where the network leaves it open.")
     ] = 1,
@@ -41,23 +52,30 @@ def bench(
     from narrowgauge.analysis.bench import bench as measure
     from narrowgauge.cli import terminal
     from narrowgauge.cli.outcome import plain_table, times
+    from narrowgauge.runtimes.engines import engine_named
 
     with terminal.stdout_kept_clean(), terminal.progress_bars(quiet=json) as progress:
         progress.begin("measure", None)
-        found = measure(models, data=data, batch=batch, threads=threads, seconds=seconds)
+        found = measure(models, runtimes=runtime or (), data=data, batch=batch, threads=threads, seconds=seconds)
     if json:
         records = [
-            {"model": str(path), "median_ms": times.median_ms, "minimum_ms": times.minimum_ms, "runs": times.runs}
-            for path, times in zip(models, found, strict=True)
+            {
+                "model": str(one.model),
+                "runtime": one.runtime,
+                "median_ms": one.latency.median_ms,
+                "minimum_ms": one.latency.minimum_ms,
+                "runs": one.latency.runs,
+            }
+            for one in found
         ]
         terminal.show_json({"batch": batch, "threads": threads, "models": records})
         return
-    table = plain_table("", "median", "minimum", "runs", "", right=(1, 2, 3))
-    for number, (path, latency) in enumerate(zip(models, found, strict=True)):
-        ratio = times(found[0].median_ms, latency.median_ms, "faster", "slower") if number else ""
+    table = plain_table("", "in", "median", "minimum", "runs", "", right=(2, 3, 4))
+    for number, one in enumerate(found):
+        latency = one.latency
+        ratio = times(found[0].latency.median_ms, latency.median_ms, "faster", "slower") if number else ""
         table.add_row(
-            Text(str(path)), f"{latency.median_ms:.3f} ms", f"{latency.minimum_ms:.3f} ms", str(latency.runs), ratio
-        )
-    terminal.show(
-        table, Text(f"ONNX Runtime, batch {batch}, {threads} thread{'s' if threads > 1 else ''}", style="dim")
-    )
+            Text(str(one.model)), engine_named(one.runtime).title, f"{latency.median_ms:.3f} ms",
+            f"{latency.minimum_ms:.3f} ms", str(latency.runs), ratio,
+        )  # fmt: skip
+    terminal.show(table, Text(f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}", style="dim"))

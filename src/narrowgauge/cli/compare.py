@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +14,14 @@ _HINT = "where the two part: add --tensors 8"
 
 
 def compare(  # noqa: PLR0913 - the options of the command
-    a: Annotated[Path, typer.Argument(metavar="A", help="The reference: an .onnx file.", show_default=False)],
+    a: Annotated[
+        Path,
+        typer.Argument(
+            metavar="A",
+            help="The reference: a network that an engine here runs, or that can be imported.",
+            show_default=False,
+        ),
+    ],
     b: Annotated[Path, typer.Argument(metavar="B", help="The other network.", show_default=False)],
     *,
     data: options.Data,
@@ -26,6 +34,12 @@ def compare(  # noqa: PLR0913 - the options of the command
     worst_first: Annotated[
         bool, typer.Option("--worst-first", help="List tensors by SQNR instead of in the network's order.")
     ] = False,
+    runtime_a: Annotated[
+        str, typer.Option(metavar="R", help="Engine that runs A.", show_default="the usual one of its file")
+    ] = "",
+    runtime_b: Annotated[
+        str, typer.Option(metavar="R", help="Engine that runs B.", show_default="the usual one of its file")
+    ] = "",
     preprocess: options.Preprocessing = None,
     metric: options.Metric = None,
     max_drop: options.MaxDrop = None,
@@ -50,6 +64,7 @@ def compare(  # noqa: PLR0913 - the options of the command
     with terminal.stdout_kept_clean(), terminal.progress_bars(quiet=quiet) as progress:
         result = comparison.compare(
             a, b, data, labels=labels, preprocess=preprocess, samples=samples, tensors=tensors,
+            runtimes=(runtime_a, runtime_b),
             metric=load_metric(metric) if metric else None, threads=threads, progress=progress,
         )  # fmt: skip
     record = {"a": str(a), "b": str(b), **comparison.to_json(result)}
@@ -57,7 +72,7 @@ def compare(  # noqa: PLR0913 - the options of the command
         terminal.show_json(record)
     elif not quiet:
         terminal.show(
-            Text(f"A is {a}\nB is {b}"),
+            Text(f"A is {a}, in {_title(record, 'a')}\nB is {b}, in {_title(record, 'b')}"),
             outcome.beside(("A", "B"), record, ("a", "b")),
             Text(
                 f"on {outcome.counted(record['samples'], 'sample')}"
@@ -69,3 +84,9 @@ def compare(  # noqa: PLR0913 - the options of the command
         )
     found = result.comparison
     end_if_missed(found.reference, found.candidate, found.agreement_top1, max_drop, metric is not None)
+
+
+def _title(record: Mapping[str, Any], key: str) -> str:
+    from narrowgauge.runtimes.engines import engine_named
+
+    return engine_named(record["runtimes"][key]).title

@@ -56,7 +56,12 @@ def _facts(name: str, found: Inspection) -> list[RenderableType]:
         *(("input", _port(port)) for port in found.inputs),
         *(("output", _port(port)) for port in found.outputs),
         ("parameters", f"{found.parameters:,} ({size_text(found.parameter_bytes)})"),
-        ("quantized", "yes, already: give the float network to quantize it" if found.quantized else "no"),
+        (
+            "quantized",
+            "yes, already: `quantize` keeps its encodings (--plan own) or chooses new ones"
+            if found.quantized
+            else "no",
+        ),
     ]
     for key, value in rows:
         table.add_row(key, Text(value))
@@ -76,12 +81,13 @@ def _operators(found: Inspection) -> list[RenderableType]:
     from narrowgauge.cli.outcome import notes, plain_table
 
     after = found.simplified
-    table = plain_table("operator", "in the file", *([] if after is None else ["simplified"]), right=(1, 2))
-    names = list(dict.fromkeys([*found.operators, *(after or {})]))
+    second = "float, simplified" if found.quantized else "simplified"
+    table = plain_table("operator", "in the file", second, right=(1, 2))
+    names = list(dict.fromkeys([*found.operators, *after]))
     for name in names:
-        table.add_row(name, *(str(counts.get(name, 0)) for counts in (found.operators, after) if counts is not None))
+        table.add_row(name, *(str(counts.get(name, 0)) for counts in (found.operators, after)))
     if len(names) > 1:
-        table.add_row("together", *(str(sum(c.values())) for c in (found.operators, after) if c is not None))
+        table.add_row("together", *(str(sum(counts.values())) for counts in (found.operators, after)))
     shown: list[RenderableType] = [table, *notes(found.notes)]
     if found.refusals:
         left = plain_table("", "")

@@ -9,7 +9,12 @@ from typing import Annotated
 import typer
 
 ModelPath = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="The float network: an .onnx file.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="The network: .onnx, .keras, .h5, .tflite, .pt2, or MXNet's symbol.json; float or quantized.",
+        show_default=False,
+    ),
 ]
 _DATA = (
     "A folder of images (flat, or a folder per class), .npy or .npz arrays (named like the inputs), a .txt list of "
@@ -82,7 +87,12 @@ RecipeName = Annotated[
 ]
 PlanFile = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="Apply this plan.json instead of choosing encodings.", show_default=False),
+    typer.Option(
+        metavar="FILE",
+        help="Apply this plan.json, or the encodings of this quantized network, instead of choosing them; `own`: those "
+        "that MODEL came with.",
+        show_default=False,
+    ),
 ]
 StatisticsFile = Annotated[
     str | None,

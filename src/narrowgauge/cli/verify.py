@@ -17,8 +17,11 @@ def verify(  # noqa: PLR0913 - the options of the command
     *,
     data: options.Data,
     runtime: Annotated[
-        str, typer.Option(metavar="R", help="What runs the networks: onnxruntime, the only one in this version.")
-    ] = "onnxruntime",
+        str,
+        typer.Option(
+            metavar="R", help="Engine that runs the quantized network.", show_default="the one that it was checked in"
+        ),
+    ] = "",
     samples: Annotated[int, typer.Option(min=1, metavar="N", help="How many samples, the first ones.")] = 100,
     preprocess: options.Preprocessing = None,
     threads: options.Threads = None,
@@ -37,14 +40,17 @@ def verify(  # noqa: PLR0913 - the options of the command
     from narrowgauge.analysis import verification
     from narrowgauge.cli import guard, terminal
     from narrowgauge.cli.outcome import decibels, notes, plain_table
-    from narrowgauge.errors import RuntimeFailure
 
-    if runtime != "onnxruntime":
-        raise RuntimeFailure(f"expected --runtime onnxruntime, the only one in this version, got {runtime!r}")
     with terminal.stdout_kept_clean(), terminal.progress_bars(quiet=quiet) as progress:
         progress.begin("verify", None)
         found = verification.verify(
-            folder, data, samples=samples, preprocess=preprocess, threads=threads, progress=progress.advance
+            folder,
+            data,
+            runtime=runtime,
+            samples=samples,
+            preprocess=preprocess,
+            threads=threads,
+            progress=progress.advance,
         )
     if json:
         terminal.show_json(verification.to_json(found))

@@ -52,6 +52,11 @@ def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
     return tuple(_spec(value) for value in model.graph.inputs if value.name not in model.graph.initializers)
 
 
+def output_names(model: ir.Model) -> tuple[str, ...]:
+    """List the names of the outputs, in the network's order."""
+    return tuple(str(value.name) for value in model.graph.outputs)
+
+
 def _spec(value: ir.Value) -> InputSpec:
     shape = dimensions(value)
     if value.dtype is None or shape is None:

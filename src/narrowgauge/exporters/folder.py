@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ import onnx_ir as ir
 from narrowgauge.calibration.statistics import Statistics
 from narrowgauge.core.plan import Plan, load_plan, plan_to_json
 from narrowgauge.data.preprocess import Preprocess, load_preprocess, preprocess_toml
-from narrowgauge.errors import OutputError
+from narrowgauge.errors import OutputError, TargetError
+from narrowgauge.exporters.formats import Export, Format
 from narrowgauge.exporters.forms import Forms
 from narrowgauge.exporters.onnx import write_onnx
 from narrowgauge.graph.digest import network_digest
@@ -36,10 +37,16 @@ class Written:
     Attributes:
         folder: where it is now, under a temporary name.
         runnable: the file that stands for the quantized network: the target's own, else the simulated one.
+        runtime: name of the engine that runs it; "" for the simulated one.
+        size_bytes: of the quantized network, all of its files.
+        notes: what a person should know.
     """
 
     folder: Path
     runnable: Path
+    runtime: str
+    size_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -197,7 +204,35 @@ def write_forms(
     write_plan(plan, folder / PLAN)
     if statistics is not None:
         statistics.save(folder / STATISTICS)
-    return Written(folder=folder, runnable=folder / (MODEL if forms.exported is not None else SIMULATED))
+    if forms.format is not None:
+        export = Export(network=network, plan=plan, target=forms.target, simulated=forms.simulated)
+        return _write_format(folder, forms.format, export)
+    runnable, runtime = (MODEL, forms.target.runtime) if forms.exported is not None else (SIMULATED, "")
+    return Written(folder=folder, runnable=folder / runnable, runtime=runtime, size_bytes=_sized(folder / runnable))
+
+
+def _write_format(folder: Path, format: Format, export: Export) -> Written:
+    """Write the target's own files; what its format cannot say leaves the simulation, with a note."""
+    before = set(folder.iterdir())
+    simulated = Written(folder=folder, runnable=folder / SIMULATED, runtime="", size_bytes=_sized(folder / SIMULATED))
+    try:
+        exported = format.write(export, folder)
+    except TargetError as error:
+        for path in set(folder.iterdir()) - before:
+            path.unlink()
+        return replace(simulated, notes=(f"WARNING: the {format.title} was not written: {error}",))
+    if exported.runnable is None:
+        return replace(simulated, notes=exported.notes)
+    size = sum(path.stat().st_size for path in set(folder.iterdir()) - before)
+    return Written(
+        folder=folder, runnable=exported.runnable, runtime=export.target.runtime, size_bytes=size, notes=exported.notes
+    )
+
+
+def _sized(path: Path) -> int:
+    """Bytes of an ONNX file with what lies beside it."""
+    beside = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
 
 
 def write_preprocess(preprocess: Preprocess, path: Path) -> None:

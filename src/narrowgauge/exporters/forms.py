@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from narrowgauge.core.plan import Plan
 from narrowgauge.errors import TargetError
+from narrowgauge.exporters.formats import FORMATS, Format
 from narrowgauge.lowering.dynamic import lower_dynamically
 from narrowgauge.lowering.qdq import QdqStyle, lower_to_qdq
 from narrowgauge.lowering.qoperator import lower_to_qoperator
@@ -21,16 +22,21 @@ class Forms:
     """A planned network in its forms.
 
     Attributes:
+        target: what they are for.
         simulated: Q/DQ form, runs anywhere ONNX runs.
-        exported: the target's own form; None where this version writes none, or the target cannot do the plan.
+        exported: the target's own form; None where that is no ONNX network, or the target cannot do the plan.
+        format: what writes the target's own files where those are no ONNX network; None where `exported` is there, the
+            target cannot do the plan, or what writes them is not installed.
         integer: standard and ONNX Runtime's integer operators; None where the target's arithmetic is not theirs.
         notes: why a form is missing.
     """
 
+    target: Target
     simulated: ir.Model
     exported: ir.Model | None
     integer: ir.Model | None
     notes: tuple[str, ...]
+    format: Format | None = None
 
 
 Writer = Callable[[ir.Model, Plan, Target], ir.Model]
@@ -52,7 +58,8 @@ def _qoperator(model: ir.Model, plan: Plan, target: Target) -> ir.Model:
     return lower_dynamically(model, plan) if plan.mode == "dynamic" else lower_to_qoperator(_qdq(model, plan, target))
 
 
-FORMATS: dict[str, Writer] = {"qdq": _qdq, "qoperator": _qoperator}
+LOWERED: dict[str, Writer] = {"qdq": _qdq, "qoperator": _qoperator}
+"""The formats that are ONNX networks."""
 
 
 def check_format(target: Target, form: str) -> None:
@@ -83,15 +90,23 @@ def forms_for(target: Target, model: ir.Model, plan: Plan, *, form: str = "") ->
     simulated = lower_to_qdq(model, plan, QdqStyle(bias_bits=target.bias_bits))
     name = form or (target.formats[0] if target.formats else "")
     refused = unsupported(model, plan, target)
-    exported = None
+    exported, written = None, FORMATS.get(name)
     if refused:
         notes.append(f"WARNING: {target.name} cannot run this plan, it is only simulated: {'; '.join(refused)}")
-    elif name in FORMATS:
-        exported = FORMATS[name](model, plan, target)
-    else:
+    elif name in LOWERED:
+        exported = LOWERED[name](model, plan, target)
+    elif written is None:
         notes.append(f"no file for {target.name} itself yet: the plan and its simulation are written")
+    elif not written.installed:
+        notes.append(
+            f"WARNING: the {written.title} was not written, only the plan and its simulation: that takes "
+            f"{written.package}, which is not installed: {written.install}"
+        )
     integer = None
     if target.arithmetic.requantization == "onnxruntime" and not refused and plan.mode != "weight-only":
         lowered = exported if name == "qdq" and plan.mode == "static" else None
         integer = lower_to_qoperator(lowered) if lowered is not None else _qoperator(model, plan, target)
-    return Forms(simulated=simulated, exported=exported, integer=integer, notes=tuple(notes))
+    usable = written if written is not None and written.installed and not refused else None
+    return Forms(
+        target=target, simulated=simulated, exported=exported, integer=integer, notes=tuple(notes), format=usable
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -22,6 +23,7 @@ class ImportedModel:
         refusals: The nodes a simplification left as they were, with the reason.
         framework: Whose file or object it was: "ONNX", "PyTorch", "Keras", "TFLite", "MXNet".
         plan: The encodings of a network that came quantized; its names are those of `original`. None of a float one.
+        file: The ONNX file that `original` is, untouched; None of all else.
     """
 
     model: ir.Model
@@ -30,6 +32,7 @@ class ImportedModel:
     refusals: tuple[Refusal, ...]
     framework: str = "ONNX"
     plan: Plan | None = None
+    file: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

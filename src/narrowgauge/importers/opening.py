@@ -61,7 +61,7 @@ def load(model: Any, *, simplify: bool = True, example: Any = None) -> ImportedM
 
     Args:
         model: a path, or a network in memory: onnx.ModelProto, onnx_ir.Model, torch.nn.Module,
-            torch.export.ExportedProgram, keras.Model.
+            torch.export.ExportedProgram, keras.Model; what was read already comes back as it is.
         simplify: whether to simplify the float network.
         example: what is known of the inputs of a network that must be run to be read (torch.nn.Module): example inputs,
             or the user's data.
@@ -70,14 +70,34 @@ def load(model: Any, *, simplify: bool = True, example: Any = None) -> ImportedM
         ModelError: no importer reads it, or the one that should cannot.
         MissingDependencyError: the framework's package is needed and not installed.
     """
+    if isinstance(model, ImportedModel):
+        return model
     framework = framework_of(model)
     if framework is None:
-        return _apart(onnx_importer.load(model, simplify=simplify), simplify=simplify, target="")
+        found = onnx_importer.load(model, simplify=simplify)
+        file = Path(model) if isinstance(model, str | os.PathLike) else None
+        return _apart(replace(found, file=file), simplify=simplify, target="")
     convert: Convert = importlib.import_module(f"narrowgauge.importers.{framework.module}").convert
     converted = convert(model, example=example)
     imported = onnx_importer.load(converted.model, simplify=simplify)
     imported = replace(imported, notes=(*converted.notes, *imported.notes), framework=framework.name)
     return _apart(imported, simplify=simplify, target=converted.target)
+
+
+def read(model: Any) -> ir.Model:
+    """Read a network of any framework as it is, in ONNX: float, or quantized (an ONNX file's own form, else Q/DQ).
+
+    Raises:
+        ModelError: see `load`.
+        MissingDependencyError: see `load`.
+    """
+    if isinstance(model, ImportedModel):
+        return model.original
+    framework = framework_of(model)
+    if framework is None:
+        return onnx_importer.read(model)
+    convert: Convert = importlib.import_module(f"narrowgauge.importers.{framework.module}").convert
+    return convert(model, example=None).model
 
 
 def framework_of(model: Any) -> Framework | None:
@@ -113,5 +133,5 @@ def _apart(imported: ImportedModel, *, simplify: bool, target: str) -> ImportedM
     again = onnx_importer.load(parted.model, simplify=simplify)
     return replace(
         again, original=parted.model, notes=(*imported.notes, *parted.notes, *again.notes),
-        framework=imported.framework, plan=parted.plan,
+        framework=imported.framework, plan=parted.plan, file=None,
     )  # fmt: skip

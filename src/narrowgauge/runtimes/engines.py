@@ -63,6 +63,14 @@ ENGINES: tuple[Engine, ...] = (
 )  # fmt: skip
 
 
+def file_bytes(path: Path) -> int:
+    """Bytes of a network's file and of those that belong to it: weights that lie beside, by the file's own name."""
+    stem = path.name.removesuffix(".so").removesuffix(".xml")
+    beside = () if stem == path.name else (f"{stem}.bin", f"{stem}.params", f"{stem}.json")
+    files = [path, *(path.with_name(name) for name in beside)]
+    return sum(file.stat().st_size for file in files if file.exists())
+
+
 def engine_named(name: str) -> Engine:
     """Find an engine by name.
 
@@ -84,6 +92,25 @@ def engines_for(path: Path) -> Sequence[Engine]:
     return found
 
 
+def engine_for(path: Path, runtime: str = "") -> Engine:
+    """Find the engine that is to run a file.
+
+    Args:
+        path: the file.
+        runtime: name of an engine, "" for the usual one of such files.
+
+    Raises:
+        RuntimeFailure: no engine, or not this one, runs such a file.
+    """
+    fitting = engines_for(path)
+    engine = engine_named(runtime) if runtime else next(iter(fitting), None)
+    if engine is None or engine not in fitting:
+        kinds = ", ".join(dict.fromkeys(suffix for one in ENGINES for suffix in one.suffixes))
+        who = f"{runtime} does not run" if runtime else "no engine runs"
+        raise RuntimeFailure(f"{path}: {who} such a file; expected one of {kinds}")
+    return engine
+
+
 def open_program(path: Path, *, runtime: str = "", threads: int | None = None) -> Program:
     """Open a network file in an engine.
 
@@ -96,12 +123,7 @@ def open_program(path: Path, *, runtime: str = "", threads: int | None = None) -
         RuntimeFailure: no engine runs such a file, or this one refuses it.
         MissingDependencyError: the engine is not installed; the message has the command that installs it.
     """
-    fitting = engines_for(path)
-    engine = engine_named(runtime) if runtime else next(iter(fitting), None)
-    if engine is None or engine not in fitting:
-        kinds = ", ".join(dict.fromkeys(suffix for one in ENGINES for suffix in one.suffixes))
-        who = f"{runtime} does not run" if runtime else "no engine runs"
-        raise RuntimeFailure(f"{path}: {who} such a file; expected one of {kinds}")
+    engine = engine_for(path, runtime)
     if not engine.installed:
         raise MissingDependencyError(f"{path}: {engine.title} would run it, but it is not installed: {engine.install}")
     opened: Program = importlib.import_module(f"narrowgauge.runtimes.{engine.module}").open_program(
