@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from narrowgauge.analysis.check import Check
+from narrowgauge.analysis.evaluate import Answers
 from narrowgauge.analysis.records import Step
 from narrowgauge.core.plan import Plan
 from narrowgauge.exporters.folder import Written
@@ -34,7 +35,8 @@ def summarize(  # noqa: PLR0913 - the parts of the record, each by name
     Sizes are bytes, times seconds but for `latency_ms`, accuracies percent, `sqnr_db` decibels (null where both
     networks' outputs are equal: `sqnr_infinite` is then true). `steps` are what recovery tried, see
     `analysis.records.Step`. `runnable` is the file that was checked and the engine that runs it ("" where it is
-    simulated); `latency_runtimes` are the engines that were timed. `files` are those beside the summary, each with size
+    simulated); `first_sample` has the best five classes of the first sample that was checked, the best first;
+    `latency_runtimes` are the engines that were timed. `files` are those beside the summary, each with size
     and sha256, filled in once they are written.
     """
     comparison = check.comparison if check is not None else None
@@ -50,6 +52,7 @@ def summarize(  # noqa: PLR0913 - the parts of the record, each by name
         "agreement_top1": comparison.agreement_top1 if comparison is not None else None,
         "sqnr_db": sqnr if sqnr is not None and math.isfinite(sqnr) else None,
         "sqnr_infinite": sqnr == math.inf,
+        "first_sample": _answers(comparison.first) if comparison is not None else None,
         "checked_samples": comparison.samples if comparison is not None else 0,
         "labelled_samples": comparison.labelled if comparison is not None else 0,
         "size_bytes": {"float": float_bytes, "quantized": written.size_bytes},
@@ -68,6 +71,12 @@ def summarize(  # noqa: PLR0913 - the parts of the record, each by name
         "steps": [_finite(dataclasses.asdict(step)) for step in steps],
         "notes": list(dict.fromkeys(notes)),
     }
+
+
+def _answers(first: Answers | None) -> dict[str, Any] | None:
+    if first is None:
+        return None
+    return {"name": first.name, "top5": {"float": list(first.reference), "quantized": list(first.candidate)}}
 
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:

@@ -26,9 +26,9 @@ def test_a_files_usual_engine(name: str, first: str) -> None:
 
 
 def test_an_engine_that_does_not_run_a_file_is_refused() -> None:
-    with pytest.raises(RuntimeFailure, match="a.onnx: tvm does not run such a file; expected one of .onnx, .ort"):
+    with pytest.raises(RuntimeFailure, match=r"a\.onnx: tvm does not run such a file; expected one of \.onnx, \.ort"):
         engine_for(Path("a.onnx"), "tvm")
-    with pytest.raises(RuntimeFailure, match="a.gguf: no engine runs such a file"):
+    with pytest.raises(RuntimeFailure, match=r"a\.gguf: no engine runs such a file"):
         engine_for(Path("a.gguf"))
     with pytest.raises(RuntimeFailure, match="expected a runtime, one of onnxruntime, openvino"):
         engine_for(Path("a.onnx"), "abacus")

@@ -30,8 +30,27 @@ class LabelledBatch(Batch, Protocol):
     """Some samples that go through both networks."""
 
     @property
+    def names(self) -> Sequence[str]:
+        """Who each sample is."""
+
+    @property
     def labels(self) -> Sequence[int | None]:
         """Class index of each sample, None if unknown."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+    """What both networks say of one sample.
+
+    Attributes:
+        name: of the sample.
+        reference: the reference's best class indices, the best first; at most five.
+        candidate: likewise of the other network.
+    """
+
+    name: str
+    reference: tuple[int, ...]
+    candidate: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +66,7 @@ class Comparison:
             row of scores.
         sqnr_db: signal-to-quantization-noise ratio over all float outputs, 10 log10(sum ref^2 / sum err^2), in
             decibels; infinity if they are equal, minus infinity if one alone holds NaN or infinity somewhere.
+        first: what both say of the first sample; None where the first output is no row of scores.
     """
 
     samples: int
@@ -55,6 +75,7 @@ class Comparison:
     candidate: Mapping[str, float]
     agreement_top1: float | None
     sqnr_db: float
+    first: Answers | None = None
 
 
 Metric = Callable[[Outputs, Sequence[int | None]], float | Array]
@@ -152,6 +173,7 @@ class _Tally:
     signal: float = 0.0
     noise: float = 0.0
     classes: int = 0
+    first: Answers | None = None
 
     def add(self, first: Outputs, second: Outputs, batch: LabelledBatch) -> None:
         pairs = list(zip(first.items(), second.values(), strict=False))
@@ -167,6 +189,9 @@ class _Tally:
         ranks = [part.reshape(-1, part.shape[-1]) for part in scores if part is not None]
         self.classes = ranks[0].shape[-1]
         picks = [part.argmax(axis=-1) for part in ranks]
+        if self.first is None and ranks[0].shape[0] == batch.count:
+            best = [tuple(map(int, np.argsort(-part[0], kind="stable")[:5])) for part in ranks]
+            self.first = Answers(name=batch.names[0], reference=best[0], candidate=best[1])
         self.rows += picks[0].size
         self.agreeing += int((picks[0] == picks[1]).sum())
         if ranks[0].shape[0] == batch.count and any(label is not None for label in batch.labels):
@@ -213,6 +238,7 @@ class _Tally:
             candidate=metrics[1],
             agreement_top1=100.0 * self.agreeing / self.rows if self.rows else None,
             sqnr_db=_decibels(self.signal, self.noise),
+            first=self.first,
         )
 
 

@@ -77,10 +77,12 @@ def export(  # noqa: PLR0913 - the options of the command
 def _table(records: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
     from rich.text import Text
 
-    from narrowgauge.cli.outcome import decibels, notes, plain_table, size_text, times
+    from narrowgauge.cli.outcome import decibels, notes, plain_table, size_text
 
-    table = plain_table("target", "run in", "top-1", "same", "SQNR", "size", "time", "", right=(2, 3, 4, 5, 6))
-    table.columns[0].no_wrap = True
+    table = plain_table(
+        "target", "run in", "top-1", "same", "SQNR", "size", "time", "/ float", right=(2, 3, 4, 5, 6, 7)
+    )
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
     warnings = []
     for record in records:
         summary = record["summary"]
@@ -98,7 +100,7 @@ def _table(records: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
             decibels(summary["sqnr_db"], infinite=summary["sqnr_infinite"]),
             size_text(summary["size_bytes"]["quantized"]),
             "-" if after is None else f"{after:.2f} ms",
-            "" if after is None else times(before, after, "faster", "slower").replace("about the same", "same"),
+            "" if after is None else f"{after / before:.2f}",
         )
         warnings += [f"{record['target']}: {note}" for note in summary["notes"] if note.startswith("WARNING")]
     lines: list[RenderableType] = [table]
@@ -108,8 +110,8 @@ def _table(records: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
         answer = "" if top1 is None else f"top-1 {top1:.2f} %, "
         said = (
             f"The float network: {answer}{size_text(first['size_bytes']['float'])}. Checked on "
-            f"{first['checked_samples']} samples. same: the float network's answer; time: one run on one thread, set "
-            "against the float network's in the same engine where that runs ONNX files, else in ONNX Runtime."
+            f"{first['checked_samples']} samples. same: the float network's answer; time: one run on one thread, "
+            "over the float network's in the same engine where that runs ONNX files, else in ONNX Runtime."
         )
         lines.append(Text(said, style="dim"))
     return [*lines, *notes(warnings)]

@@ -271,6 +271,17 @@ def files(folder: Path) -> RenderableType:
     return Group(Text(f"Written to {folder}:"), table)
 
 
+def _first(summary: Mapping[str, Any]) -> list[RenderableType]:
+    """Without labels: what both networks say of the first sample."""
+    first = summary["first_sample"]
+    if first is None or summary["labelled_samples"] or summary["float"]:
+        return []
+    table = plain_table("", "")
+    for key, classes in first["top5"].items():
+        table.add_row(f"top-{len(classes)} {key}", ", ".join(map(str, classes)))
+    return [Text(f"classes of {first['name']}:"), table]
+
+
 def _written(folder: Path) -> Text:
     """Say in a line or two what lies in a folder that was written, the network to run first."""
     names = [name for name in FILES if (folder / name).exists()]
@@ -309,7 +320,7 @@ def run_report(summary: Mapping[str, Any], folder: Path | None, *, explain: bool
     checked, labelled = summary["checked_samples"], summary["labelled_samples"]
     said = f"checked on {counted(checked, 'sample')}{labels_text(checked, labelled)}, " if checked else ""
     written = [] if folder is None else [files(folder) if explain else _written(folder)]
-    body = Group(beside(("float", "quantized"), summary), Text(said + took, style="dim"))
+    body = Group(beside(("float", "quantized"), summary), *_first(summary), Text(said + took, style="dim"))
     return [
         Panel(body, title=Text(head), title_align="left", expand=False),
         *recovery(summary["steps"]),
