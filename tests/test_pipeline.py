@@ -14,7 +14,7 @@ from narrowgauge.analysis.records import Analysis
 from narrowgauge.analysis.records_json import analysis_from_json
 from narrowgauge.core.encoding import Encoding
 from narrowgauge.demo import digits, network_path
-from narrowgauge.errors import RecipeError
+from narrowgauge.errors import PlanError, RecipeError
 from narrowgauge.pipeline import Result
 from narrowgauge.recipe import Recipe
 from narrowgauge.recovery.partial_float import REASON
@@ -192,3 +192,60 @@ def test_samples_that_can_be_read_once_are_read_once() -> None:
 def test_an_unknown_depth_of_analysis_is_refused() -> None:
     with pytest.raises(RecipeError, match="expected analysis none, quick, full, got 'deep'"):
         narrowgauge.quantize(network_path("digits_conv"), IMAGES, target="tflite", analysis="deep")  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that another tool quantized: ONNX Runtime's own quantization, in Q/DQ form."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.rows = iter(IMAGES["image"][:32])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            row = next(self.rows, None)
+            return None if row is None else {"image": row[None]}
+
+    path = tmp_path_factory.mktemp("others") / "others.onnx"
+    quantize_static(network_path("digits_conv"), path, Reader(), quant_format=QuantFormat.QDQ)
+    return path
+
+
+def test_a_network_that_came_quantized_keeps_its_encodings_without_data(others: Path) -> None:
+    result = narrowgauge.quantize(others, target="onnxruntime")
+    assert any("its own encodings are kept" in note for note in result.notes)
+    scales = {
+        float(value.const_value.numpy().item())
+        for name, value in ir.load(others).graph.initializers.items()
+        if name.endswith("_scale") and value.const_value is not None and value.const_value.size == 1
+    }
+    kept = {float(e.scale) for e in result.plan.encodings.values() if isinstance(e, Encoding) and e.scale.ndim == 0}
+    assert kept
+    assert kept <= scales
+    theirs, ours = run(ir.load(others), IMAGES["image"]), run(result.forms.simulated, IMAGES["image"])
+    assert np.mean(theirs.argmax(1) == ours.argmax(1)) > 0.98
+
+
+def test_with_data_it_is_quantized_anew(others: Path) -> None:
+    again = narrowgauge.quantize(others, IMAGES, target="tflite", samples=64)
+    assert any("new encodings are chosen" in note for note in again.notes)
+    assert again.summary["agreement_top1"] > 90
+    kept = narrowgauge.quantize(others, IMAGES, target="tflite", plan="own")
+    assert any("its own encodings are kept" in note for note in kept.notes)
+    assert not kept.plan.same_as(again.plan)
+
+
+def test_an_analysis_is_of_the_encodings_that_it_came_with(others: Path) -> None:
+    result = narrowgauge.analyze(others, IMAGES, samples=32)
+    assert any("its own encodings are kept" in note for note in result.notes)
+    assert result.analysis is not None
+    assert {row.name for row in result.analysis.losses} >= {"image", "logits"}
+
+
+def test_its_encodings_are_a_plan_for_other_networks(others: Path, tmp_path: Path) -> None:
+    own = narrowgauge.quantize(others, target="onnxruntime").plan
+    given = narrowgauge.quantize(others, IMAGES, target="onnxruntime", plan=others, samples=32)
+    assert given.plan.same_as(own)
+    with pytest.raises(PlanError, match="expected a plan or a quantized network, this one is float"):
+        narrowgauge.quantize(others, IMAGES, target="onnxruntime", plan=network_path("digits_conv"))

@@ -122,8 +122,7 @@ def compare(  # noqa: PLR0913 - the command line's options, by the same names
     said: list[str] = []
     if tensors:
         few = list(batches(opened.take(tensors), size, inputs))
-        names = {name: route.name for name, route in routed.items()}
-        rows, said = _tensors(_network(first, a), _network(second, b), names, few, threads, progress)
+        rows, said = _tensors(_network(first, a), _network(second, b), routed, few, threads, progress)
     return SideBySide(
         comparison=comparison,
         latency=latency,
@@ -219,16 +218,16 @@ def _latency(first: Subject, second: Subject, fed: _Fed, inputs: tuple[InputSpec
 def _tensors(
     first: ir.Model,
     second: ir.Model,
-    names: Mapping[str, str],
+    routed: Mapping[str, Route],
     few: list[Batch],
     threads: int | None,
     progress: Progress,
 ) -> tuple[tuple[TensorRow, ...], list[str]]:
     """Compare the values that both networks have; return them and what a person should know of that."""
     progress.begin("compare tensors", None)
-    found = pair_values(first, second, names)
+    found = pair_values(first, second, {name: route.name for name, route in routed.items()})
     rows = compare_values(
-        exposed(first, threads=threads), exposed(second, names=names, threads=threads), few, found.pairs,
+        exposed(first, threads=threads), exposed(second, routed=routed, threads=threads), few, found.pairs,
         progress=progress.advance,
     )  # fmt: skip
     return rows, _tensor_notes(found, is_quantized(first) or is_quantized(second))

@@ -21,6 +21,7 @@ from narrowgauge.errors import PlanError, RuntimeFailure
 from narrowgauge.graph.engine import open_session, run_session
 from narrowgauge.graph.exposing import in_rounds, returning
 from narrowgauge.graph.feeds import Batch, sample_rows
+from narrowgauge.runtimes.feeding import Route, rerouted
 
 Array = npt.NDArray[Any]
 Expose = Callable[[Sequence[str]], Run]
@@ -149,7 +150,7 @@ def compare_values(
     return tuple(rows)
 
 
-def exposed(model: ir.Model, *, names: Mapping[str, str] | None = None, threads: int | None = None) -> Expose:
+def exposed(model: ir.Model, *, routed: Mapping[str, Route] | None = None, threads: int | None = None) -> Expose:
     """Let ONNX Runtime return any value of a network.
 
     The network is computed as it is written, operator by operator and Q/DQ pairs in float: fusions depend on what is
@@ -157,7 +158,7 @@ def exposed(model: ir.Model, *, names: Mapping[str, str] | None = None, threads:
 
     Args:
         model: the network; it is not changed.
-        names: name that a feed has for an input -> the network's own; None where they are equal.
+        routed: how a feed reaches the network's own inputs; None where it is for this very network.
         threads: of one operator; None for the cores that this process may use.
     """
 
@@ -167,7 +168,7 @@ def exposed(model: ir.Model, *, names: Mapping[str, str] | None = None, threads:
         session = open_session(returning(model, wanted), threads=threads, optimization="none", simulate=True)
 
         def run(feed: Mapping[str, Array]) -> dict[str, Array]:
-            own = {names[name] if names else name: array for name, array in feed.items()}
+            own = rerouted(feed, routed) if routed is not None else dict(feed)
             found = run_session(session, wanted, own, what="the network with its inner values as outputs")
             return {name: own[name] for name in fed} | found
 

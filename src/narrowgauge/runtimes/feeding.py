@@ -65,7 +65,7 @@ def taking(program: Program, inputs: Sequence[InputSpec], outputs: Sequence[str]
     fixed = rows_per_run(program.inputs) if has_batch_axis(program.inputs) and has_batch_axis(inputs) else None
 
     def run(feed: Mapping[str, Array]) -> dict[str, Array]:
-        given = {route.name: _turned(feed[name], route.axes) for name, route in routed.items() if name in feed}
+        given = rerouted(feed, routed)
         found = program.run(given) if fixed is None else _in_runs(program.run, given, fixed)
         if same_outputs:
             return {name: found[name] for name in outputs}
@@ -74,6 +74,11 @@ def taking(program: Program, inputs: Sequence[InputSpec], outputs: Sequence[str]
         return dict(zip(names, (found[name] for name in program.outputs), strict=False))
 
     return run
+
+
+def rerouted(feed: Mapping[str, Array], routed: Mapping[str, Route]) -> dict[str, Array]:
+    """Name and turn the arrays of a feed for the network that the routes lead to."""
+    return {route.name: _turned(feed[name], route.axes) for name, route in routed.items() if name in feed}
 
 
 def _text(specs: Sequence[InputSpec]) -> str:
