@@ -9,6 +9,7 @@ import pytest
 from narrowgauge.core.numbers import integer_type
 from narrowgauge.demo import digits, network_path
 from narrowgauge.errors import TargetError
+from narrowgauge.exporters.formats import FORMATS
 from narrowgauge.exporters.forms import LOWERED, forms_for
 from narrowgauge.importers.onnx import load
 from narrowgauge.targets.registry import load_target, target_names
@@ -29,8 +30,9 @@ def test_every_target_has_a_simulation_and_its_own_file_or_a_note(name: str) -> 
     target = load_target(name)
     forms = forms_for(target, MODEL, planned(MODEL, STATISTICS, name))
     check_close(forms.simulated)
-    assert (forms.exported is None) == (not target.formats)
-    assert bool(forms.notes) == (forms.exported is None)
+    assert (forms.exported is not None) == (target.formats[:1] in [(form,) for form in LOWERED])
+    assert (forms.format is not None) == (target.formats[:1] in [(form,) for form in FORMATS])
+    assert bool(forms.notes) == (forms.exported is None and forms.format is None)
     assert (forms.integer is not None) == (target.arithmetic.requantization == "onnxruntime")
     for form in (forms.exported, forms.integer):
         if form is not None:

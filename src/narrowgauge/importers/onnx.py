@@ -54,7 +54,9 @@ _SIGNATURES = (
 _SIGNATURE_BYTES = 64
 
 
-def load(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model, *, simplify: bool = True) -> ImportedModel:
+def load(
+    model: str | os.PathLike[str] | onnx.ModelProto | ir.Model, *, simplify: bool = True, name: str = ""
+) -> ImportedModel:
     """Read an ONNX network of opset 7 or newer.
 
     Weights stay where they are (memory-mapped external data) until something reads them. The given object is not
@@ -63,12 +65,14 @@ def load(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model, *, simplify
     Args:
         model: A path, or a network in memory.
         simplify: Whether to run `passes.simplify`; without, only the form is normalised.
+        name: What to call the network in messages, "" for its own path or name.
 
     Raises:
         ModelError: There is no such file, or it is not ONNX, damaged, older than opset 7, without its external data,
             not a valid graph, or has NaN or infinity in its weights.
     """
     source, original = _read(model)
+    source = name or source
     version = _opset(original, source)
     notes: list[str] = []
     normalised = _normalised(original, source, notes)
@@ -261,6 +265,7 @@ def _check_structure(model: ir.Model, source: str) -> None:
     if not model.graph.outputs:
         message = f"{source}: the network has no outputs"
         raise ModelError(message)
+    _check_damage(model, source)
     known = {value for graph in model.graphs() for value in (*graph.inputs, *graph.initializers.values())}
     for node in all_nodes(model):
         for value in node.inputs:
@@ -271,6 +276,36 @@ def _check_structure(model: ir.Model, source: str) -> None:
         if value.producer() is None and value not in known:
             message = f"{source}: no node makes the output {value.name!r}"
             raise ModelError(message)
+
+
+def _check_damage(model: ir.Model, source: str) -> None:
+    """Refuse names that are no text, attributes of no type, and stored numbers that their shape does not fit."""
+    for node in all_nodes(model):
+        untyped = [name for name, attribute in node.attributes.items() if attribute.type == ir.AttributeType.UNDEFINED]
+        if untyped:
+            message = (
+                f"{source}: the attribute {untyped[0]!r} of the node {node.name!r} has no type; the file is damaged"
+            )
+            raise ModelError(message)
+        if not isinstance(node.op_type, str) or not isinstance(node.domain, str):
+            message = f"{source}: the node {node.name!r} has an operator whose name is no text; the file is damaged"
+            raise ModelError(message)
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.TensorProtoTensor):
+                _check_numbers(value.const_value, source)
+
+
+def _check_numbers(tensor: ir.TensorProtoTensor, source: str) -> None:
+    try:
+        tensor.numpy()
+    except Exception as error:
+        shape = tuple(tensor.shape)
+        message = (
+            f"{source}: the numbers of the constant {tensor.name!r} do not fit its shape {shape} of "
+            f"{tensor.dtype.name}: {_first_line(error)}; the file is damaged, copy or export it again"
+        )
+        raise ModelError(message) from error
 
 
 def _forget_shapes(model: ir.Model) -> None:

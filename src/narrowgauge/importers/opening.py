@@ -16,6 +16,7 @@ from narrowgauge.errors import ModelError
 from narrowgauge.graph.quantized import is_quantized
 from narrowgauge.importers import onnx as onnx_importer
 from narrowgauge.importers.imported import Converted, ImportedModel
+from narrowgauge.importers.prequantized import take_apart
 
 Convert = Callable[..., Converted]
 """`convert(source, *, example)`: `source` is a path or an object, `example` what is known of its inputs: the user's
@@ -43,7 +44,7 @@ class Framework:
 
 FRAMEWORKS: tuple[Framework, ...] = (
     Framework(
-        name="PyTorch", module="pytorch", suffixes=(".pt2",),
+        name="PyTorch", module="pytorch", suffixes=(".pt2", ".pt", ".pth"),
         classes=("torch.nn.modules.module.Module", "torch.export.exported_program.ExportedProgram"),
     ),
     Framework(
@@ -73,15 +74,24 @@ def load(model: Any, *, simplify: bool = True, example: Any = None) -> ImportedM
     if isinstance(model, ImportedModel):
         return model
     framework = framework_of(model)
+    notes: tuple[str, ...] = ()
+    name, file, target = "", None, ""
     if framework is None:
-        found = onnx_importer.load(model, simplify=simplify)
-        file = Path(model) if isinstance(model, str | os.PathLike) else None
-        return _apart(replace(found, file=file), simplify=simplify, target="")
-    convert: Convert = importlib.import_module(f"narrowgauge.importers.{framework.module}").convert
-    converted = convert(model, example=example)
-    imported = onnx_importer.load(converted.model, simplify=simplify)
-    imported = replace(imported, notes=(*converted.notes, *imported.notes), framework=framework.name)
-    return _apart(imported, simplify=simplify, target=converted.target)
+        given = onnx_importer.read(model)
+        if isinstance(model, str | os.PathLike):
+            name, file = str(model), Path(model)
+    else:
+        converted = _convert(framework, model, example)
+        given, notes, target = converted.model, converted.notes, converted.target
+    parted = take_apart(given, target=target) if is_quantized(given) else None
+    if parted is not None and parted.plan.encodings:
+        given, file, notes = parted.model, None, (*notes, *parted.notes)
+    found = onnx_importer.load(given, simplify=simplify, name=name)
+    return replace(
+        found, notes=tuple(dict.fromkeys((*notes, *found.notes))), file=file,
+        framework=framework.name if framework is not None else "ONNX",
+        plan=parted.plan if parted is not None and parted.plan.encodings else None,
+    )  # fmt: skip
 
 
 def read(model: Any) -> ir.Model:
@@ -96,8 +106,7 @@ def read(model: Any) -> ir.Model:
     framework = framework_of(model)
     if framework is None:
         return onnx_importer.read(model)
-    convert: Convert = importlib.import_module(f"narrowgauge.importers.{framework.module}").convert
-    return convert(model, example=None).model
+    return _convert(framework, model, None).model
 
 
 def framework_of(model: Any) -> Framework | None:
@@ -123,15 +132,6 @@ def framework_of(model: Any) -> Framework | None:
     return next((one for one in FRAMEWORKS if path.name.lower().endswith(one.suffixes)), None)
 
 
-def _apart(imported: ImportedModel, *, simplify: bool, target: str) -> ImportedModel:
-    """Part a quantized network into the float one and its plan."""
-    if not is_quantized(imported.original):
-        return imported
-    from narrowgauge.importers.prequantized import take_apart
-
-    parted = take_apart(imported.original, target=target)
-    again = onnx_importer.load(parted.model, simplify=simplify)
-    return replace(
-        again, original=parted.model, notes=(*imported.notes, *parted.notes, *again.notes),
-        framework=imported.framework, plan=parted.plan, file=None,
-    )  # fmt: skip
+def _convert(framework: Framework, model: Any, example: Any) -> Converted:
+    convert: Convert = importlib.import_module(f"narrowgauge.importers.{framework.module}").convert
+    return convert(model, example=example)
