@@ -23,7 +23,7 @@ from narrowgauge.exporters.forms import Forms, check_format, forms_for
 from narrowgauge.graph.engine import weight_bytes
 from narrowgauge.importers.imported import ImportedModel
 from narrowgauge.importers.opening import load
-from narrowgauge.recipe import SCOPES, Recipe, keep_float_rules, load_recipe
+from narrowgauge.recipe import SCOPES, Recipe, keep_float_rules, load_recipe, narrowed
 from narrowgauge.report.files import write_report
 from narrowgauge.stages import Depth, Model, Progress, Stages, model_name
 from narrowgauge.summary import summarize
@@ -149,6 +149,7 @@ def quantize(  # noqa: PLR0913 - the command line's options, by the same names
     if analysis not in get_args(Depth):
         raise RecipeError(f"expected analysis {', '.join(get_args(Depth))}, got {analysis!r}")
     asked = _recipe(recipe, weights, activations, granularity, keep_float, budget)
+    chosen = narrowed(chosen, asked)
     job = Stages(statistics_given=statistics, threads=threads, progress=progress or Progress())
     reads = (model, data, labels, preprocess, plan, statistics, target, recipe)
     with new_folder(Path(out) if out is not None else None, force=force, reads=reads) as folder:

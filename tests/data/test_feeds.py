@@ -150,3 +150,52 @@ def test_torch_tensors_and_loaders() -> None:
     assert values(open_samples(images, PICTURE)) == list(range(10))
     with pytest.raises(DataError, match="detach"):
         list(open_samples([images.requires_grad_()], PICTURE))
+
+
+def test_torch_loaders_tell_their_count_and_give_dicts() -> None:
+    torch = pytest.importorskip("torch", reason="needs PyTorch")
+    images = torch.from_numpy(np.concatenate(NUMBERS))
+
+    class Named(torch.utils.data.Dataset):  # type: ignore[misc,name-defined,unused-ignore]
+        def __len__(self) -> int:
+            return 10
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return {"input": images[index % 10], "label": index}
+
+    for drop, count in ((False, 10), (True, 8)):
+        loader = torch.utils.data.DataLoader(Named(), batch_size=4, drop_last=drop)
+        samples = open_samples(loader, PICTURE)
+        assert samples.count == count == len(values(samples)) == len(values(samples))
+        assert [label for sample in samples for label in sample.labels] == list(range(count))
+        assert values(samples.skip(6)) == list(range(6, count))
+        assert not samples.notes
+    shuffled = open_samples(torch.utils.data.DataLoader(Named(), batch_size=4, shuffle=True), PICTURE)
+    assert any("shuffle=False" in note for note in shuffled.notes)
+
+
+def test_data_sets_are_read_to_their_length_and_no_further() -> None:
+    class Pairs:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> tuple[np.ndarray[Any, Any], int]:
+            return NUMBERS[index][0], index + 7
+
+    samples = open_samples(Pairs(), PICTURE)  # type: ignore[arg-type]
+    assert values(samples) == values(samples) == [0, 1, 2]
+    assert [sample.label for sample in samples] == [7, 8, 9]
+
+
+def test_streaming_loaders_and_those_of_networks_without_batch_axis() -> None:
+    torch = pytest.importorskip("torch", reason="needs PyTorch")
+
+    class Stream(torch.utils.data.IterableDataset):  # type: ignore[misc,name-defined,unused-ignore]
+        def __iter__(self) -> Iterator[Any]:
+            return iter(NUMBERS)
+
+    assert open_samples(torch.utils.data.DataLoader(Stream(), batch_size=None), PICTURE).count is None
+    feeds = [{"input": np.zeros((4, 64)), "state": np.zeros((2, 4, 128)), "sr": np.array(16000)}] * 3
+    loader = torch.utils.data.DataLoader(feeds, batch_size=1, collate_fn=lambda items: items[0])
+    samples = open_samples(loader, SPEECH)
+    assert samples.count == 3 == len(list(samples))

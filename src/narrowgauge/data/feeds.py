@@ -40,6 +40,7 @@ class FeedSource:
         *,
         origin: str,
         preprocess: Preprocess | None = None,
+        count: int | None = None,
     ) -> None:
         """Keep the items; nothing is read yet.
 
@@ -48,9 +49,10 @@ class FeedSource:
             inputs: The network's inputs.
             origin: What the user called the data, for names and messages.
             preprocess: For items that are images.
+            count: How many samples there are; None where only reading tells.
         """
         self.notes: list[str] = []
-        self.count: int | None = None
+        self.count = count
         self._inputs = inputs
         self._origin = origin
         self.preprocess = preprocess
@@ -189,6 +191,42 @@ def image_input(inputs: Sequence[InputSpec], origin: str) -> InputSpec:
             ".npz file or module:callable that feeds all of them."
         )
     return inputs[0]
+
+
+def each_item(data: Any) -> Callable[[], Iterator[Any]]:
+    """Return a function that reads the items of an iterable, or of a data set that has a length and items by index.
+
+    A data set need not raise IndexError behind its last item, which Python's own reading by index waits for.
+    """
+    if isinstance(data, Iterable) or not hasattr(data, "__len__"):
+        return lambda: iter(data)
+    return lambda: (data[index] for index in range(len(data)))
+
+
+def loader_count(data: Any, inputs: Sequence[InputSpec]) -> int | None:
+    """Tell how many samples a data loader gives, as PyTorch's tell it; None where only reading does.
+
+    Args:
+        data: The loader: it has a sampler of known length, and batches of one size or none.
+        inputs: The network's inputs: where they have no common batch axis, a batch is one sample.
+    """
+    size = getattr(data, "batch_size", None)
+    try:
+        rows, runs = len(data.sampler), len(data)
+    except (AttributeError, TypeError, NotImplementedError):  # no loader, or one that streams
+        return None
+    if not isinstance(size, int) or runs not in (rows // size, -(-rows // size)):
+        return None
+    return min(rows, runs * size) if has_batch_axis(inputs) else runs
+
+
+def loader_notes(data: Any, origin: str) -> list[str]:
+    """Say of a data loader that gives another order each time what that means for the parts that data are cut into."""
+    if "Random" not in type(getattr(data, "sampler", None)).__name__:
+        return []
+    return [
+        f"{origin}: the loader shuffles, so that samples which calibrate may also check; build it with shuffle=False"
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,16 @@ from typing import Any, Final, Literal, TypeAlias
 from PIL import Image
 
 from narrowgauge.data.arrays import ArraySource, load_arrays, name_arrays, split_labels
-from narrowgauge.data.feeds import FeedSource, array_files, as_array, image_input, import_items
+from narrowgauge.data.feeds import (
+    FeedSource,
+    array_files,
+    as_array,
+    each_item,
+    image_input,
+    import_items,
+    loader_count,
+    loader_notes,
+)
 from narrowgauge.data.idx import is_idx, labels_beside, load_idx
 from narrowgauge.data.images import (
     IMAGE_SUFFIXES,
@@ -240,7 +249,10 @@ def _open_object(data: Any, request: _Request) -> Source:
     if isinstance(data, Iterator):
         return FeedSource(data, request.inputs, origin="data", preprocess=request.preprocess)
     if isinstance(data, Iterable) or hasattr(data, "__getitem__"):
-        return FeedSource(lambda: iter(data), request.inputs, origin="data", preprocess=request.preprocess)
+        count = loader_count(data, request.inputs)
+        source = FeedSource(each_item(data), request.inputs, origin="data", preprocess=request.preprocess, count=count)
+        source.notes += loader_notes(data, "data")
+        return source
     if callable(data):
         return FeedSource(data, request.inputs, origin=getattr(data, "__name__", "data"), preprocess=request.preprocess)
     raise DataError(

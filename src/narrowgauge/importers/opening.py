@@ -44,7 +44,7 @@ class Framework:
 
 FRAMEWORKS: tuple[Framework, ...] = (
     Framework(
-        name="PyTorch", module="pytorch", suffixes=(".pt2", ".pt", ".pth"),
+        name="PyTorch", module="pytorch", suffixes=(".pt2", ".pt", ".pth", ".safetensors"),
         classes=("torch.nn.modules.module.Module", "torch.export.exported_program.ExportedProgram"),
     ),
     Framework(
