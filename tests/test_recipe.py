@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from narrowgauge.core.numbers import integer_type
 from narrowgauge.errors import RecipeError
+from narrowgauge.planning.fill import fill
+from narrowgauge.planning.place import place
 from narrowgauge.recipe import (
     PRESETS,
     Recipe,
@@ -21,10 +23,12 @@ from narrowgauge.recipe import (
     end_layers,
     keep_float_rules,
     load_recipe,
+    narrowed,
     recipe_from_values,
 )
 from narrowgauge.recovery.methods import METHODS
-from tests.planning.networks import name_of, network, normal
+from narrowgauge.targets.registry import load_target
+from tests.planning.networks import name_of, network, normal, seen
 
 BRANCHING = network(
     "float[n, 8] x, float[n, 8] z", "float[n, 8] y, float[n, 8] u",
@@ -43,7 +47,9 @@ def written(tmp_path: Path, text: str) -> Path:
 
 
 def test_presets() -> None:
-    assert set(PRESETS) == {"auto", "fast", "best", "plain", "dynamic", "weight-only"}
+    assert set(PRESETS) == {
+        "auto", "fast", "best", "plain", "dynamic", "weight-only", "tvm-global-scale", "tvm-kl",
+    }  # fmt: skip
     for name, recipe in PRESETS.items():
         assert load_recipe(name) is recipe
         assert recipe.name == name
@@ -51,7 +57,9 @@ def test_presets() -> None:
         assert notes == ()
         assert chosen.mode == recipe.mode
     assert (PRESETS["dynamic"].mode, PRESETS["weight-only"].mode) == ("dynamic", "weight-only")
-    assert {name for name, recipe in PRESETS.items() if not recipe.methods} == {"plain", "dynamic", "weight-only"}
+    assert {name for name, recipe in PRESETS.items() if not recipe.methods} == {
+        "plain", "dynamic", "weight-only", "tvm-global-scale", "tvm-kl",
+    }  # fmt: skip
     assert PRESETS["auto"] == replace(PRESETS["best"], name="auto", thrifty=True)
     assert set(PRESETS["best"].methods) <= set(METHODS)
     assert not PRESETS["fast"].measured
@@ -291,3 +299,34 @@ def test_a_network_without_layers_has_no_ends() -> None:
     _, notes = chosen(model, *keep_float_rules(["first", "last"]))
     assert len(notes) == 2
     assert np.unique(notes).size == 2
+
+
+def test_what_tvm_did_by_itself() -> None:
+    """One scale of 8 / 2^7 for all activations; weights with one scale, rounded up to a power of two."""
+    recipe = PRESETS["tvm-global-scale"]
+    model = network("float[n, 16] x", "float[n, 4] y", "h = Gemm(x, w, b)  r = Relu(h)  y = Gemm(r, v, b2)",
+                    w=normal(16, 8), b=normal(8), v=normal(8, 4), b2=normal(4))  # fmt: skip
+    target = narrowed(load_target("tvm"), recipe)
+    asked, _ = choices(recipe, model)
+    plan = fill(model, place(model, target, asked), seen(model, normal(32, 16)), target, asked)
+    scales = {name: encoding.scale for name, encoding in plan.encodings.items()}
+    assert all(not encoding.zero_point.any() for encoding in plan.encodings.values())
+    assert scales["x"] == scales["r"] == 8 / 128
+    for name, largest in (("w", np.abs(normal(16, 8)).max()), ("v", np.abs(normal(8, 4)).max())):
+        exponent = np.log2(float(scales[name]))
+        assert exponent == round(exponent)
+        assert largest / 127 <= scales[name] < 2 * largest / 127
+
+
+def test_a_recipe_that_asks_for_nothing_leaves_the_target_as_it_is() -> None:
+    for name in ("tvm", "onnxruntime", "tensorrt", "cambricon"):
+        assert narrowed(load_target(name), PRESETS["auto"]) == load_target(name)
+
+
+def test_own_recipes_may_ask_for_powers_of_two(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, 'base = "plain"\nsymmetric = true\npower_of_two = true'))
+    target = narrowed(load_target("onnxruntime"), recipe)
+    assert target.activations.symmetric
+    assert target.weights.power_of_two
+    with pytest.raises(RecipeError, match="expected 'power_of_two' to be bool"):
+        load_recipe(written(tmp_path, 'power_of_two = "weights"'))

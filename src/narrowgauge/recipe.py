@@ -19,7 +19,7 @@ from narrowgauge.graph.roles import weight_inputs
 from narrowgauge.planning.choices import Choices, NodeChoice
 from narrowgauge.recovery.bit_widths import WIDTHS, parse_budget
 from narrowgauge.recovery.methods import METHODS
-from narrowgauge.targets.schema import Scope
+from narrowgauge.targets.schema import Scope, Target
 
 Position = Literal["first", "last"]
 POSITIONS: tuple[Position, ...] = ("first", "last")
@@ -84,6 +84,8 @@ class Recipe:
         block_size: elements per scale of blocks, 0 for the target's choice.
         estimator: name of the range estimator of activations.
         weight_estimator: name of the range estimator of weights.
+        symmetric: activations have no zero point, also where the target takes one; see `narrowed`.
+        power_of_two: scales of weights are rounded up to a power of two.
         methods: names of the recovery methods that are tried, see `recovery.methods.METHODS`; in static mode only.
         measured: keep a method only where it lowers the error at the network's output; False keeps all.
         thrifty: leave out costly methods once that error is low.
@@ -101,6 +103,8 @@ class Recipe:
     block_size: int = 0
     estimator: str = "mse"
     weight_estimator: str = "max"
+    symmetric: bool = False
+    power_of_two: bool = False
     methods: tuple[str, ...] = ()
     measured: bool = True
     thrifty: bool = False
@@ -123,6 +127,12 @@ PRESETS: dict[str, Recipe] = {
         Recipe(name="plain", estimator="max"),
         Recipe(name="dynamic", mode="dynamic"),
         Recipe(name="weight-only", mode="weight-only"),
+        # TVM 0.19, relay.quantize: calibrate_mode "global_scale" with weight_scale "power2", or "kl_divergence" with
+        # "max". Differs: the first convolution and dense layers, which it left float by default, are quantized too.
+        Recipe(
+            name="tvm-global-scale", granularity="tensor", estimator="global-scale", symmetric=True, power_of_two=True
+        ),
+        Recipe(name="tvm-kl", granularity="tensor", estimator="entropy", symmetric=True),
     )
 }
 
@@ -219,6 +229,15 @@ def _kind(key: str, default: object) -> type:
     if isinstance(default, bool):
         return bool
     return int if key == "block_size" else list if key in ("methods", "bits") else str
+
+
+def narrowed(target: Target, recipe: Recipe) -> Target:
+    """Return a target that takes only what a recipe asks for: no zero points of activations, weights' powers of two."""
+    return replace(
+        target,
+        activations=replace(target.activations, symmetric=target.activations.symmetric or recipe.symmetric),
+        weights=replace(target.weights, power_of_two=target.weights.power_of_two or recipe.power_of_two),
+    )
 
 
 def keep_float_rules(names: Iterable[str]) -> tuple[Rule, ...]:
