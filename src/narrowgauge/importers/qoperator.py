@@ -1,7 +1,7 @@
 """Operators on integers, rewritten as float operators between DequantizeLinear and QuantizeLinear: one row each.
 
 The operators of the domain com.microsoft are defined in onnxruntime's docs/ContribOperators.md, the others in ONNX's
-docs/Operators.md. What a row writes is the operator's definition: real numbers in, real numbers out, rounded once.
+"Operator Schemas". What a row writes is the operator's definition: real numbers in, real numbers out, rounded once.
 """
 
 from __future__ import annotations
