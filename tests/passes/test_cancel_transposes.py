@@ -194,3 +194,52 @@ def test_any_graph_of_transposes_and_elementwise_operators_gives_the_same(data: 
 
 def operators_of(proto: onnx.ModelProto) -> dict[str, int]:
     return {name: sum(each.op_type == name for each in proto.graph.node) for name in ("Transpose",)}
+
+
+BEHIND = {
+    "bias": [node("Add", "h channel", "z")],
+    "bias and activation": [node("Add", "h channel", "b"), node("Relu", "b", "z")],
+    "bounded": [node("Clip", "h low high", "z")],
+    "square": [node("Sub", "channel h", "b"), node("Neg", "b", "z")],
+    "per position": [node("Mul", "h position", "z")],
+}
+
+
+@pytest.mark.parametrize("name", BEHIND)
+@pytest.mark.parametrize("end", ["reshape", "output"])
+def test_what_works_by_element_comes_before_the_transpose_of_a_convolution(name: str, end: str) -> None:
+    nodes = [node("Conv", "x w", "c"), node("Transpose", "c", "h", perm=TO_NHWC), *BEHIND[name]]
+    if end == "reshape":
+        nodes.append(node("Reshape", "z flat", "y"))
+    read = {value for each in nodes for value in each.input}
+    constants = {key: np.asarray(array) for key, array in CONSTANTS.items() if key in read}
+    constants |= {"w": random(5, 3, 1, 1)} | ({"flat": np.array([0, -1])} if end == "reshape" else {})
+    proto = network(nodes, {"x": ["N", 3, 4, 6]}, ["y" if end == "reshape" else "z"], constants)
+    model, _ = rewrite(proto, cancel_transposes)
+    kinds = [each.op_type for each in model.graph]
+    assert kinds.index("Transpose") == len(BEHIND[name]) + 1
+    assert kinds.count("Transpose") == 1
+
+
+@pytest.mark.parametrize("pads", [False, True])
+def test_the_scaling_of_the_input_comes_behind_its_transpose(pads: bool) -> None:
+    nodes = [node("Mul", "x channel", "a"), node("Sub", "a channel", "b"), node("Relu", "b", "c")]
+    nodes += [node("Transpose", "c", "t", perm=TO_NCHW)]
+    nodes += [node("Pad", "t pads", "p"), node("Conv", "p w", "y")] if pads else [node("Conv", "t w", "y")]
+    constants = {**WEIGHTS, "channel": random(5)} | ({"pads": INTS["pads"][[0, 3, 1, 2, 4, 7, 5, 6]]} if pads else {})
+    constants |= {"pads": np.array([0, 0, 1, 0, 0, 0, 1, 2])} if pads else {}
+    model, _ = rewrite(network(nodes, {"x": SHAPE}, ["y"], constants), cancel_transposes)
+    assert model.graph[0].op_type == "Transpose"
+    assert operators(model)["Transpose"] == 1
+
+
+def test_an_input_that_others_read_too_is_not_transposed_twice() -> None:
+    nodes = [
+        node("Mul", "x channel", "a"),
+        node("Transpose", "a", "t", perm=TO_NCHW),
+        node("Conv", "t w", "y"),
+        node("Reshape", "a flat", "z"),
+    ]
+    constants = {**WEIGHTS, "channel": random(5), "flat": np.array([0, -1])}
+    model, _ = rewrite(network(nodes, {"x": SHAPE}, ["y", "z"], constants), cancel_transposes)
+    assert operators(model)["Transpose"] == 1

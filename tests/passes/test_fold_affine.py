@@ -171,3 +171,61 @@ def test_weights_that_would_overflow_are_kept() -> None:
     nodes = [node("Mul", "x k2", "s"), node("Relu", "s", "r"), node("Conv", "r w", "a"), node("Mul", "a k", "y")]
     model, _ = rewrite(network(nodes, {"x": ["N", 1, 2, 2]}, ["y"], constants), fold_affine)
     assert operators(model) == {"Mul": 2, "Relu": 1, "Conv": 1}
+
+
+CHAIN_OPERANDS = {
+    "number": (),
+    "channels": (4, 1, 1),
+    "positions": (1, 5, 6),
+    "all": (1, 4, 5, 6),
+    "widening": (2, 4, 5, 6),
+}
+
+
+@settings(max_examples=60)
+@given(
+    chain=st.lists(
+        st.tuples(st.sampled_from(["Add", "Sub", "Mul", "Div", "Neg", "c -"]), st.sampled_from(sorted(CHAIN_OPERANDS))),
+        min_size=1,
+        max_size=5,
+    ),
+    dynamic=st.booleans(),
+)
+def test_chains_between_other_operators_are_merged(chain: list[tuple[str, str]], dynamic: bool) -> None:
+    nodes, constants, value = [node("Relu", "x", "r")], {}, "r"
+    for number, (operator, operand) in enumerate(chain):
+        if operator == "Neg":
+            nodes.append(node("Neg", value, f"v{number}"))
+        else:
+            constants[f"c{number}"] = np.asarray(random(*CHAIN_OPERANDS[operand], seed=number) + 3, dtype=np.float32)
+            operands = f"c{number} {value}" if operator == "c -" else f"{value} c{number}"
+            nodes.append(node("Sub" if operator == "c -" else operator, operands, f"v{number}"))
+        value = f"v{number}"
+    nodes.append(node("Softplus", value, "y"))
+    shape = ["N", 4, 5, 6] if dynamic else [1, 4, 5, 6]
+    model, _ = rewrite(network(nodes, {"x": shape}, ["y"], constants), fold_affine)
+    kinds = {operand for operator, operand in chain if operator != "Neg"}
+    if len(kinds - {"number"}) <= 1 and "widening" not in kinds:
+        assert len(model.graph) <= 4
+    assert len(model.graph) <= len(nodes)
+
+
+def test_a_batchnorm_written_out_before_an_activation_is_a_product_and_a_sum() -> None:
+    nodes = [
+        node("Concat", "x x", "c", axis=1),
+        node("Sub", "c mean", "d"),
+        node("Mul", "d scale", "e"),
+        node("Add", "e beta", "b"),
+        node("Relu", "b", "y"),
+    ]
+    constants = {name: random(4, 1, 1, seed=number) for number, name in enumerate(("mean", "scale", "beta"))}
+    model, refusals = rewrite(network(nodes, {"x": ["N", 2, 3, 3]}, ["y"], constants), fold_affine)
+    assert [each.op_type for each in model.graph] == ["Concat", "Mul", "Add", "Relu"]
+    assert model.graph[2].outputs[0].name == "b"
+    assert not refusals
+
+
+def test_what_several_read_is_not_merged() -> None:
+    nodes = [node("Mul", "x two", "a"), node("Mul", "a two", "b"), node("Relu", "a", "z"), node("Relu", "b", "y")]
+    model, _ = rewrite(network(nodes, {"x": ["N", 3]}, ["y", "z"], {"two": np.float32(2)}), fold_affine)
+    assert operators(model)["Mul"] == 2

@@ -256,6 +256,45 @@ def test_simplify_leaves_layers_with_their_biases_only() -> None:
         "bias": random(2),
     }
     model, refusals = rewrite(network(nodes, {"x": ["N", 3, 5, 5]}, ["y"], constants), simplify)
-    expected = {"Conv": 1, "Clip": 1, "GlobalAveragePool": 1, "Flatten": 1, "MatMul": 1, "Add": 1}
+    expected = {"Conv": 1, "Clip": 1, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1}
     assert operators(model) == expected
     assert not refusals
+
+
+@pytest.mark.parametrize(
+    ("first", "perm", "expected"),
+    [
+        (node("Reshape", "x ones_last", "r"), [0, 3, 1, 2], {"Reshape": 1}),
+        (node("Reshape", "x ones_first", "r"), [0, 3, 1, 2], {"Reshape": 1}),
+        (node("Reshape", "x two", "r"), [0, 2, 1, 3], {"Reshape": 1, "Transpose": 1}),
+        (node("Unsqueeze", "x axes", "r"), [0, 1, 3, 2], {"Reshape": 1}),
+    ],
+)
+def test_a_transpose_of_axes_of_one_element_behind_a_reshape(first: onnx.NodeProto, perm: list, expected: dict) -> None:
+    constants = {
+        "ones_last": np.array([0, 6, 1, 1]),
+        "ones_first": np.array([0, 1, 1, 6]),
+        "two": np.array([0, 2, 3, 1]),
+        "axes": np.array([2, 3]),
+    }
+    read = first.input[1]
+    nodes = [first, node("Transpose", "r", "t", perm=perm), node("Relu", "t", "y")]
+    proto = network(nodes, {"x": ["N", 6]}, ["y"], {read: constants[read]})
+    model, _ = rewrite(proto, merge_reshapes)
+    assert operators(model) == {**expected, "Relu": 1}
+
+
+def test_a_shape_that_becomes_constant_keeps_the_name_of_the_batch() -> None:
+    nodes = [
+        node("Shape", "x", "s"),
+        node("Gather", "s zero", "n"),
+        node("Unsqueeze", "n zeros", "u"),
+        node("Concat", "u rest", "target", axis=0),
+        node("Reshape", "x target", "r"),
+        node("Relu", "r", "y"),
+    ]
+    constants = {"zero": np.array(0), "zeros": np.array([0]), "rest": np.array([2, -1])}
+    model, _ = rewrite(network(nodes, {"x": ["N", 6, 4]}, ["y"], constants), fold_shapes)
+    shape = model.graph[0].outputs[0].shape
+    assert shape is not None
+    assert [str(size) for size in shape] == ["N", "2", "12"]

@@ -43,12 +43,13 @@ class Framework:
 
 
 FRAMEWORKS: tuple[Framework, ...] = (
+    # Before PyTorch: on its torch backend a Keras model is a torch.nn.Module, too.
+    Framework(
+        name="Keras", module="keras", suffixes=(".keras", ".h5", ".hdf5"), classes=("keras.src.models.model.Model",)
+    ),
     Framework(
         name="PyTorch", module="pytorch", suffixes=(".pt2", ".pt", ".pth", ".safetensors"),
         classes=("torch.nn.modules.module.Module", "torch.export.exported_program.ExportedProgram"),
-    ),
-    Framework(
-        name="Keras", module="keras", suffixes=(".keras", ".h5", ".hdf5"), classes=("keras.src.models.model.Model",)
     ),
     Framework(name="TFLite", module="tflite", suffixes=(".tflite", ".lite"), signature=(4, b"TFL3")),
     Framework(name="MXNet", module="mxnet", suffixes=(".json", ".params")),

@@ -16,6 +16,9 @@ from narrowgauge.graph.edits import remove_unused
 from narrowgauge.graph.refusals import Refusal
 from narrowgauge.graph.shapes import infer_shapes
 from narrowgauge.passes.cancel_transposes import cancel_transposes
+from narrowgauge.passes.cast_like import cast_like
+from narrowgauge.passes.einsum_to_matmul import einsum_to_matmul
+from narrowgauge.passes.flatten_transposed import flatten_transposed
 from narrowgauge.passes.fold_affine import fold_affine
 from narrowgauge.passes.fold_batchnorm import fold_batchnorm
 from narrowgauge.passes.fold_constants import fold_constants
@@ -24,23 +27,30 @@ from narrowgauge.passes.fold_shapes import fold_shapes
 from narrowgauge.passes.fuse_gelu import fuse_gelu
 from narrowgauge.passes.fuse_hardswish import fuse_hardswish
 from narrowgauge.passes.fuse_layernorm import fuse_layernorm
+from narrowgauge.passes.matmul_to_gemm import matmul_to_gemm
 from narrowgauge.passes.merge_reshapes import merge_reshapes
 from narrowgauge.passes.patches_to_matmul import patches_to_matmul
 from narrowgauge.passes.pointwise_to_gemm import pointwise_to_gemm
 from narrowgauge.passes.pool_means import pool_means
 from narrowgauge.passes.remove_no_ops import remove_no_ops
 from narrowgauge.passes.select_early import select_early
+from narrowgauge.passes.split_sequences import split_sequences
 from narrowgauge.passes.split_shared import split_shared_weights
+from narrowgauge.passes.zero_states import zero_states
 
 __all__ = ["SIMPLIFICATIONS", "Simplification", "simplify", "split_shared_weights"]
 
 Simplification = Callable[[ir.Model], tuple[Refusal, ...]]
 
 SIMPLIFICATIONS: tuple[Simplification, ...] = (
+    cast_like,
     remove_no_ops,
     fold_constants,
     fold_shapes,
     remove_no_ops,  # again, now that more shapes are known
+    split_sequences,
+    zero_states,
+    einsum_to_matmul,
     fuse_gelu,  # the fusions come before the folds, which would take their constants away
     fuse_layernorm,
     fuse_hardswish,
@@ -49,10 +59,13 @@ SIMPLIFICATIONS: tuple[Simplification, ...] = (
     fold_affine,
     fold_pads,
     pool_means,
+    merge_reshapes,  # before what looks for layers on a single pixel
     pointwise_to_gemm,  # behind the pools, and behind the folds that need a convolution's bias
     patches_to_matmul,
-    merge_reshapes,  # before the selections, which follow an axis through a reshape only where it stays one
+    merge_reshapes,  # again, before the selections, which follow an axis through a reshape only where it stays one
     select_early,
+    flatten_transposed,
+    matmul_to_gemm,  # behind the selections, which leave one token, and the folds, which see to the bias
     merge_reshapes,  # again, now that axes have shrunk to 1
 )
 """The order in which `simplify` runs them."""

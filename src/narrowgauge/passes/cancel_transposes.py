@@ -3,7 +3,8 @@
 Networks converted from TensorFlow surround each convolution with NHWC -> NCHW and NCHW -> NHWC. Two facts remove
 them: Transpose after Transpose is one Transpose, and an operator such as Relu, Add or Concat computes the same in
 either layout. So connected operators of that kind are taken together as a region and moved into the other layout,
-wherever this saves more transposes at the region's border than it costs.
+wherever this saves more transposes at the region's border than it costs. What then still parts a convolution from its
+bias, its activation function, or the scaling of the network's input, is moved out of between.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +14,13 @@ import numpy as np
 import onnx_ir as ir
 
 from narrowgauge.graph.constants import constant_tensor
-from narrowgauge.graph.edits import bypass, graph_of, is_operator, new_node, remove_unused, unique_name
+from narrowgauge.graph.edits import bypass, graph_of, is_operator, new_node, remove_unused, sole_consumer, unique_name
 from narrowgauge.graph.refusals import Refusal
 from narrowgauge.graph.shapes import rank
-from narrowgauge.passes.layouts import drops_axes_in_order, follow_reduction, layout_of
+from narrowgauge.passes.affine import affine_of
+from narrowgauge.passes.layouts import UNARY, drops_axes_in_order, follow_reduction, layout_of
+
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 _MAXIMAL_REGION = 4096
 """Larger regions are given up: growing one takes time proportional to its size, once for each transpose in it."""
@@ -37,6 +41,11 @@ def cancel_transposes(model: ir.Model) -> tuple[Refusal, ...]:
                 remove_unused(model)
                 changed = True
         merge_transposes(model)
+    for transpose in tuple(model.graph):
+        if transpose.graph is not None and is_operator(transpose, "Transpose"):
+            _move_behind_elementwise(transpose)
+            _move_to_input(transpose)
+    remove_unused(model)
     return ()
 
 
@@ -114,6 +123,57 @@ def _move_beside(transpose: ir.Node) -> bool:
                 _move(region)
                 return True
     return False
+
+
+def _move_behind_elementwise(transpose: ir.Node) -> None:
+    """Let what works element by element behind a convolution's output come before the Transpose of that output."""
+    source, order = transpose.inputs[0], order_of(transpose)
+    if source is None or order is None or not is_operator(source.producer(), *_CONVOLUTIONS):
+        return
+    value: ir.Value | None = transpose.outputs[0]
+    while value is not None:
+        node = sole_consumer(value)
+        tensors = None if node is None else _elementwise(node, value, order)
+        if node is None or tensors is None:
+            return
+        _move(_Region(order=order, nodes={node: tensors}, inputs={value: None}))
+        use = next(iter(node.outputs[0].uses()), None)
+        value = None if use is None or order_of(use.node) != order else use.node.outputs[0]
+
+
+def _move_to_input(transpose: ir.Node) -> None:
+    """Let the Transpose before a convolution come before what works element by element on an input of the network."""
+    order, result = order_of(transpose), transpose.outputs[0]
+    if order is None or not any(is_operator(use.node, *_CONVOLUTIONS, "Pad") for use in result.uses()):
+        return
+    backwards = tuple(int(axis) for axis in np.argsort(order))
+    chain: list[tuple[ir.Node, Sequence[int]]] = []
+    value = transpose.inputs[0]
+    while value is not None and value.producer() is not None and sole_consumer(value) is not None:
+        node = value.producer()
+        found = None if node is None else layout_of(node, len(backwards))
+        if node is None or found is None or not found[1]:
+            return
+        before = node.inputs[found[1][0]]
+        tensors = None if before is None else _elementwise(node, before, backwards)
+        if before is None or tensors is None:
+            return
+        chain.append((node, tensors))
+        value = before
+    if value is None or not value.is_graph_input() or not chain or result.is_graph_output():
+        return
+    for node, tensors in chain:
+        source = node.inputs[tensors[0]]
+        if source is not None:
+            _move(_Region(order=backwards, nodes={node: tensors}, inputs={source: None}))
+
+
+def _elementwise(node: ir.Node, value: ir.Value, order: Sequence[int]) -> Sequence[int] | None:
+    """Return the inputs of a node that are a value, if it works on that value alone and element by element."""
+    found = layout_of(node, len(order))
+    if found is None or not (is_operator(node, *UNARY) or affine_of(node) is not None):
+        return None
+    return found[1] if found[1] and all(node.inputs[index] is value for index in found[1]) else None
 
 
 def _grow_everywhere(seed: ir.Value, order: tuple[int, ...]) -> _Region:

@@ -1,5 +1,7 @@
 """Fold multiplications and additions of constants into the layers before or behind them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -18,6 +20,8 @@ def fold_affine(model: ir.Model) -> tuple[Refusal, ...]:
     reads that layer's output, else into the layer behind where nothing else reads the node's. A bias is made where
     there was none. The bias of a MatMul is an Add behind it, of one number per channel.
 
+    What no layer takes is merged: of adjacent such nodes that alone read each other at most a Mul and an Add are left.
+
     Refuses, where there is a layer behind: a shift that meets zero padding or a transposed convolution, and weights
     that would not be finite.
     """
@@ -30,7 +34,10 @@ def fold_affine(model: ir.Model) -> tuple[Refusal, ...]:
             if affine is not None and (fold_into_producer(affine) or _fold_into_consumer(affine, refusals)):
                 refusals.pop(node, None)
                 changed = True
-    return tuple(refusals.values())
+    for node in tuple(model.graph):
+        if node.graph is not None:
+            _merge_behind(node)
+    return tuple(refusal for node, refusal in refusals.items() if node.graph is not None)
 
 
 def fold_into_producer(affine: Affine) -> bool:
@@ -47,11 +54,78 @@ def fold_into_producer(affine: Affine) -> bool:
     except CannotFoldError:
         return False
     result = affine.node.outputs[0]
+    operands = [value for value in affine.node.inputs if value is not None and value.is_initializer()]
     if needs_bias:
         _add_bias(affine, layer, numbers[1])
     else:
         take_place(layer.output, result)
+        _hand_over_name(operands, layer)
     return True
+
+
+def _hand_over_name(operands: Sequence[ir.Value], layer: Layer) -> None:
+    """Let a new bias have the name that it should have, if what was folded had it and nothing reads that any more."""
+    bias, graph = layer.node.inputs[-1], graph_of(layer.node)
+    for value in operands:
+        name = value.name
+        if bias is not None and name and not value.uses() and (bias.name or "").startswith(f"{name}_"):
+            del graph.initializers[name]
+            bias.name = name
+
+
+def _merge_behind(node: ir.Node) -> None:
+    """Merge the longest chain of affine nodes that begins here into Mul and Add, if that leaves fewer."""
+    chain: list[Affine] = []
+    following: ir.Node | None = node
+    while following is not None:
+        affine = affine_of(following)
+        if affine is None or (chain and affine.source is not chain[-1].node.outputs[0]) or _is_bias(affine):
+            break
+        chain.append(affine)
+        following = sole_consumer(following.outputs[0])
+    if len(chain) < 2 or any(not _keeps_size(affine) for affine in chain):
+        return
+    scale, shift = np.ones(()), np.zeros(())
+    for affine in chain:
+        scale, shift = scale * affine.scale, shift * affine.scale + affine.shift
+    largest = max(max(affine.scale.size, affine.shift.size) for affine in chain)
+    needed = [("Mul", scale)] * bool(np.any(scale != 1)) + [("Add", shift)] * bool(np.any(shift != 0))
+    if not 0 < len(needed) < len(chain) or max(scale.size, shift.size) > largest:
+        return
+    result = chain[-1].node.outputs[0]
+    dtype = np.float32 if result.dtype is None else result.dtype.numpy()
+    with np.errstate(over="ignore"):
+        stored = [(operator, numbers.astype(dtype)) for operator, numbers in needed]
+    if all(np.isfinite(numbers).all() for _, numbers in stored):
+        _write_chain(chain, stored)
+
+
+def _keeps_size(affine: Affine) -> bool:
+    """Tell whether a node's constants surely do not broadcast its operand to a larger shape."""
+    sizes = dimensions(affine.source)
+    numbers = affine.scale if affine.scale.size > affine.shift.size else affine.shift
+    if numbers.size == 1:
+        return sizes is not None and len(sizes) >= max(affine.scale.ndim, affine.shift.ndim)
+    if sizes is None or numbers.ndim > len(sizes):
+        return False
+    known = sizes[len(sizes) - numbers.ndim :]
+    return all(number in {1, size} for number, size in zip(numbers.shape, known, strict=True))
+
+
+def _write_chain(chain: Sequence[Affine], needed: Sequence[tuple[str, np.ndarray]]) -> None:
+    """Replace a chain of nodes by others that compute the same; the names of its last node and value survive."""
+    last, value = chain[-1].node, chain[0].source
+    graph, result = graph_of(last), last.outputs[0]
+    for number, (operator, numbers) in enumerate(needed):
+        final = number == len(needed) - 1
+        name = (last.name or f"{result.name}_merged") if final else f"{result.name}_scaled"
+        constant = add_constant(graph, f"{result.name}_{'scale' if operator == 'Mul' else 'shift'}", numbers)
+        node = new_node(operator, [value, constant], name=name, output=f"{result.name}_{operator}", like=result)
+        graph.insert_before(last, node)
+        value = node.outputs[0]
+    take_place(value, result)
+    for affine in reversed(chain[:-1]):
+        remove_if_unused(affine.node)
 
 
 def _add_bias(affine: Affine, layer: Layer, shift: np.ndarray) -> None:

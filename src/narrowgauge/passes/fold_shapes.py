@@ -26,6 +26,9 @@ _LONGEST = 64
 
 _ROUNDS = 3
 
+_INVENTED = "unk__"
+"""How the names begin that ONNX's shape inference makes up (onnx, shape_inference/implementation.h)."""
+
 
 def fold_shapes(model: ir.Model) -> tuple[Refusal, ...]:
     """Make shape computations constant where they do not depend on a dynamic axis, in place.
@@ -40,8 +43,25 @@ def fold_shapes(model: ir.Model) -> tuple[Refusal, ...]:
         if not any(changed):
             break
         remove_unused(model)
+        _forget_invented_names(model.graph)
         infer_shapes(model)
     return ()
+
+
+def _forget_invented_names(graph: ir.Graph) -> None:
+    """Drop shapes with a size that ONNX's inference named for want of anything better: now it may know its real name.
+
+    It never replaces a name that is there.
+    """
+    for node in graph:
+        for value in node.outputs:
+            if is_operator(node, node.op_type) and not value.is_graph_output() and _has_invented_name(value):
+                value.shape = None
+
+
+def _has_invented_name(value: ir.Value) -> bool:
+    sizes = () if value.shape is None else value.shape
+    return any(not isinstance(size, int) and (size.value or "").startswith(_INVENTED) for size in sizes)
 
 
 def _evaluate(graph: ir.Graph) -> dict[ir.Value, _Sizes]:

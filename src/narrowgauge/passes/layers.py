@@ -246,10 +246,12 @@ def _bias_shaped(layer: Layer, bias: np.ndarray) -> np.ndarray:
 
 
 def _bias_name(node: ir.Node) -> str | None:
-    """Name a bias like the weights: `conv1.weight` has `conv1.bias`."""
+    """Name a bias like the weights: `conv1.weight` has `conv1.bias`, and `conv1/kernel` has `conv1/bias`."""
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         return None
     weight = node.inputs[1]
     name = (weight.name if weight is not None else None) or f"{node.name}.weight"
-    stem, dot, last = name.rpartition(".")
-    return f"{stem}{dot}bias" if last == "weight" else f"{name}_bias"
+    for ending in (".weight", "/kernel"):
+        if name.endswith(ending):
+            return f"{name.removesuffix(ending)}{ending[0]}bias"
+    return f"{name}_bias"

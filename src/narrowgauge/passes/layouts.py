@@ -14,7 +14,7 @@ from narrowgauge.graph.constants import constant_array, constant_integers, repla
 from narrowgauge.graph.edits import is_operator
 from narrowgauge.graph.shapes import rank
 
-_UNARY = (
+UNARY = (
     *("Abs", "Cast", "Ceil", "Celu", "Clip", "Cos", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid"),
     *("HardSwish", "Identity", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu"),
     *("Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Tan", "Tanh", "ThresholdedRelu"),
@@ -171,7 +171,7 @@ def _reorder_slice(node: ir.Node, order: Sequence[int]) -> None:
 
 
 LAYOUTS: dict[str, Layout] = {
-    **{operator: Layout(tensors=_first_input, follow=_nothing) for operator in _UNARY},
+    **{operator: Layout(tensors=_first_input, follow=_nothing) for operator in UNARY},
     **{operator: Layout(tensors=_broadcast_inputs, follow=_reorder_constants) for operator in _BROADCASTING},
     **{operator: Layout(tensors=_kept_reduction, follow=_axes_input(1)) for operator in _REDUCTIONS},
     "Concat": Layout(tensors=_all_inputs, follow=_axis_attribute(0)),

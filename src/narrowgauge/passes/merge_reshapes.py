@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from narrowgauge.graph.constants import constant_integers
+from narrowgauge.graph.constants import constant_integers, replace_constant_input
 from narrowgauge.graph.edits import is_operator, remove_if_unused, remove_unused, substitute
 from narrowgauge.graph.refusals import Refusal
 from narrowgauge.graph.shapes import dimensions, same_shape
@@ -17,10 +17,15 @@ def merge_reshapes(model: ir.Model) -> tuple[Refusal, ...]:
 
     A Reshape to constant sizes may skip all reshapes before it, unless it copies a size (0) that the skipped ones
     changed. A reshape whose result has the shape that the chain began with goes away. A Transpose before such a
-    Reshape goes away if it moves only axes of size 1. Nothing is refused.
+    Reshape goes away if it moves only axes of size 1; so does one behind a reshape, or it becomes a Reshape. Nothing
+    is refused.
     """
     for node in tuple(model.graph):
-        if node.graph is None or not is_operator(node, *RESHAPES):
+        if node.graph is None:
+            continue
+        if is_operator(node.inputs[0].producer() if node.inputs and node.inputs[0] else None, *RESHAPES):
+            _write_as_reshape(node)
+        if not is_operator(node, *RESHAPES):
             continue
         start = _start_of_chain(node)
         ends_as_begun = same_shape(start, node.outputs[0]) and substitute(node.outputs[0], start)
@@ -28,6 +33,19 @@ def merge_reshapes(model: ir.Model) -> tuple[Refusal, ...]:
             _skip(node)
     remove_unused(model)
     return ()
+
+
+def _write_as_reshape(node: ir.Node) -> None:
+    """Turn a Transpose that moves only axes of size 1 into a Reshape, if at most one size is unknown."""
+    sizes = dimensions(node.outputs[0])
+    if not _moves_only_ones(node) or sizes is None or sizes.count(None) > 1 or 0 in sizes:
+        return
+    before = dimensions(node.inputs[0]) or ()
+    same_place = None in sizes and before[sizes.index(None)] is None
+    target = [(0 if same_place else -1) if size is None else size for size in sizes]
+    node.op_type = "Reshape"
+    node.attributes.pop("perm", None)
+    replace_constant_input(node, 1, np.array(target, dtype=np.int64), name=f"{node.outputs[0].name}_shape")
 
 
 def _start_of_chain(node: ir.Node) -> ir.Value:
