@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 
+from narrowgauge.data import InputSpec
 from narrowgauge.demo import NETWORK_NAMES, digits, network_path
+from narrowgauge.runtimes.engines import open_program
+from narrowgauge.runtimes.feeding import taking
 from narrowgauge.targets.registry import load_target, target_names
 from tests.cli.running import record
 
@@ -40,17 +44,24 @@ def test_accuracy_survives(tmp_path: Path, samples: Path, target: str, network: 
     plan = json.loads((out / "plan.json").read_text())
     assert plan["target"] == target
     assert plan["encodings"]
-    assert (out / "model.onnx").exists() == bool(load_target(target).formats)
-    assert summary["quantized"]["top1"] == pytest.approx(accuracy(out, summary), abs=0.5)
+    assert (out / summary["runnable"]["file"]).exists()
+    assert summary["runnable"]["runtime"] == (load_target(target).runtime if load_target(target).formats else "")
+    assert summary["quantized"]["top1"] == pytest.approx(accuracy(out / summary["runnable"]["file"], summary), abs=0.5)
 
 
-def accuracy(out: Path, summary: dict[str, object]) -> float:
-    """Top-1 of the file, run by plain onnxruntime."""
-    path = out / "model.onnx" if (out / "model.onnx").exists() else out / "simulated.onnx"
-    options = onnxruntime.SessionOptions()
-    if summary["latency_ms"] == {"float": None, "quantized": None}:  # not the target's engine: simulated as written
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+def accuracy(path: Path, summary: dict[str, Any]) -> float:
+    """Top-1 of the file, run by its engine, or simulated by plain onnxruntime."""
     images, labels, trained = digits()
-    scores = session.run(None, {"image": images[trained : trained + CHECKING]})[0]
+    feed = {"image": images[trained : trained + CHECKING]}
+    runtime = summary["runnable"]["runtime"]
+    if runtime in ("", "onnxruntime"):
+        options = onnxruntime.SessionOptions()
+        if not runtime:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        scores = session.run(None, feed)[0]
+    else:
+        program = open_program(path, runtime=runtime)
+        run = taking(program, [InputSpec(name="image", shape=(None, 1, 8, 8), dtype=np.dtype("f4"))], program.outputs)
+        scores = next(iter(run(feed).values()))
     return float(100 * np.mean(scores.argmax(1) == labels[trained : trained + CHECKING]))

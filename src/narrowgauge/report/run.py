@@ -107,7 +107,7 @@ def read_run(summary: Mapping[str, Any]) -> Run:
         metrics=_metrics(_table(summary, "float"), _table(summary, "quantized")),
         agreement=_number(summary.get("agreement_top1")),
         sqnr_db=sqnr,
-        samples=int(_number(summary.get("checked_samples")) or 0),
+        samples=max(int(_number(summary.get("checked_samples")) or 0), 0),
         float_bytes=_number(sizes.get("float")),
         quantized_bytes=_number(sizes.get("quantized")),
         float_ms=_number(latency.get("float")),
