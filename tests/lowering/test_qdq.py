@@ -231,6 +231,32 @@ def test_a_clip_is_left_out_only_where_saturation_does_the_same(operator: str, z
     assert [output.name for output in lowered.graph.outputs] == ["z"]
 
 
+@pytest.mark.parametrize(("kind", "zero_point"), [("uint8", 12), ("int8", -100), ("uint8", 0), ("int8", 127)])
+@pytest.mark.parametrize("bounds", [(None, None), (0.0, 3.0), (-1.0, 2.5), (None, 1.01)])
+def test_a_clip_on_levels_gives_the_same_numbers_and_the_layer_runs_in_integers(
+    tmp_path: Path, kind: str, zero_point: int, bounds: tuple[float | None, float | None]
+) -> None:
+    """A range beyond the bounds of the Clip, as other tools' files have it."""
+    limits = {name: np.float32(bound) for name, bound in zip(("low", "high"), bounds, strict=True) if bound is not None}
+    inputs = ["y", *(name if name in limits else "" for name in ("low", "high"))]
+    tail = onnx.helper.make_node("Clip", inputs, ["z"], "node_z") if limits else node("Relu", "y", "z")
+    constants = {"w": random(6, 4, 3, 3), "b": random(6, seed=1), **limits}
+    model = imported(
+        node("Conv", "x w b", "y", pads=[1, 1, 1, 1]), tail, inputs={"x": ["N", 4, 7, 7]}, outputs=["z"],
+        constants=constants,
+    )  # fmt: skip
+    plan = hand_plan(
+        {"x": per_tensor(kind, 0.03, 128 if kind == "uint8" else 0), "w": per_channel("int8", constants["w"], 0),
+         "z": per_tensor(kind, 0.02, zero_point)}
+    )  # fmt: skip
+    kept = lower_to_qdq(model, plan, QdqStyle(drop_clips=False))
+    lowered = lower_to_qdq(model, plan, QdqStyle(clip_levels=True))
+    x = 3 * random(3, 4, 7, 7)
+    np.testing.assert_array_equal(run(lowered, {"x": x})["z"], run(kept, {"x": x})["z"])
+    assert [output.name for output in lowered.graph.outputs] == ["z"]
+    assert "QLinearConv" in optimised(lowered, tmp_path)
+
+
 def test_a_clip_stays_where_something_else_reads_what_is_before_it() -> None:
     w = random(6, 4, 3, 3)
     model = imported(

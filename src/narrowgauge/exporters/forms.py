@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from narrowgauge.core.plan import Plan
-from narrowgauge.errors import TargetError
+from narrowgauge.errors import PlanError, TargetError
 from narrowgauge.exporters.formats import FORMATS, Format
 from narrowgauge.lowering.dynamic import lower_dynamically
 from narrowgauge.lowering.qdq import QdqStyle, lower_to_qdq
 from narrowgauge.lowering.qoperator import lower_to_qoperator
+from narrowgauge.lowering.unsigned import in_unsigned
 from narrowgauge.planning.support import unsupported
 from narrowgauge.targets.schema import Target
 
@@ -49,9 +50,10 @@ def _qdq(model: ir.Model, plan: Plan, target: Target) -> ir.Model:
     native = target.runtime == "onnxruntime"
     style = QdqStyle(
         bias_bits=target.bias_bits, convert_weights=native and plan.mode == "weight-only",
-        widen_weights=native and plan.mode == "static", shield_float_layers=native,
+        clip_levels=native, widen_weights=native and plan.mode == "static", shield_float_layers=native,
     )  # fmt: skip
-    return lower_to_qdq(model, plan, style)
+    prefers_unsigned = native and not target.activations.types[0].signed
+    return lower_to_qdq(model, in_unsigned(model, plan) if prefers_unsigned else plan, style)
 
 
 def _qoperator(model: ir.Model, plan: Plan, target: Target) -> ir.Model:
@@ -94,7 +96,11 @@ def forms_for(target: Target, model: ir.Model, plan: Plan, *, form: str = "") ->
     if refused:
         notes.append(f"WARNING: {target.name} cannot run this plan, it is only simulated: {'; '.join(refused)}")
     elif name in LOWERED:
-        exported = LOWERED[name](model, plan, target)
+        try:
+            exported = LOWERED[name](model, plan, target)
+        except PlanError as error:
+            refused = [str(error)]
+            notes.append(f"WARNING: {name} cannot say this plan, it is only simulated: {error}")
     elif written is None:
         notes.append(f"no file for {target.name} itself yet: the plan and its simulation are written")
     elif not written.installed:

@@ -33,6 +33,8 @@ class QdqStyle:
     Attributes:
         bias_bits: width of an integer bias, 32; 0 leaves biases float (TensorRT).
         drop_clips: leave out a Relu or Clip that the saturation of the integers behind it already does.
+        clip_levels: put a Relu or Clip that saturation does not do behind the rounding, on the levels: the same
+            numbers. ONNX Runtime runs a layer in float where one stands between it and its rounding.
         convert_weights: write weights of a weight-only plan as Cast and Mul, the same numbers, instead of
             DequantizeLinear, which ONNX Runtime runs with every sample; not weights in blocks of a matrix product,
             for which it has a kernel (com.microsoft.MatMulNBits).
@@ -44,6 +46,7 @@ class QdqStyle:
 
     bias_bits: int = 32
     drop_clips: bool = True
+    clip_levels: bool = False
     convert_weights: bool = False
     widen_weights: bool = False
     shield_float_layers: bool = False
@@ -179,8 +182,9 @@ class _Lowering:
         return [(node, number) for node, number in value.uses() if self.is_integer(node) and node.graph is self.graph]
 
     def round(self, value: ir.Value, encoding: Encoding) -> None:
+        bounds = None
         if self.style.drop_clips:
-            value = self.without_clip(value, encoding)
+            value, bounds = self.without_clip(value, encoding)
         readers = self.readers(value)
         returned = value.is_graph_output() and self.is_integer(value.producer())
         if not readers and not returned:
@@ -192,8 +196,9 @@ class _Lowering:
         q.outputs[0].name = self.parameters.name(f"{name}_quantized")
         q.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(array_type(encoding.type)))
         q.outputs[0].shape = value.shape
-        dq = self.parameters.linear("DequantizeLinear", q.outputs[0], encoding, name, f"{name}_dequantize")
-        self.insert_behind(source, [q, dq])
+        nodes = [q] if bounds is None else [q, self.clipped_levels(q.outputs[0], bounds, name)]
+        dq = self.parameters.linear("DequantizeLinear", nodes[-1].outputs[0], encoding, name, f"{name}_dequantize")
+        self.insert_behind(source, [*nodes, dq])
         self.redirect(value, dq, readers, returned=returned)
         if self.style.shield_float_layers:
             self.shield(q.outputs[0], dq, encoding, name)
@@ -257,19 +262,38 @@ class _Lowering:
         self.insert_behind(value, [nodes, dq])
         self.redirect(value, dq, readers, returned=False)
 
-    def without_clip(self, value: ir.Value, encoding: Encoding) -> ir.Value:
-        """Leave out the Relu or Clip that wrote a value if saturation does the same; the value's name stays."""
+    def without_clip(self, value: ir.Value, encoding: Encoding) -> tuple[ir.Value, tuple[int, int] | None]:
+        """Leave out the Relu or Clip that wrote a value if saturation, or a Clip of the levels, does the same.
+
+        Returns:
+            The value to round, which has taken the name, and the levels to clip to, None where saturation does.
+        """
         clip = value.producer()
         if clip is None or not is_operator(clip, "Relu", "Clip") or not self.is_integer(clip):
-            return value
+            return value, None
         source = clip.inputs[0]
         producer = source.producer() if source is not None else None
         if source is None or producer is None or len(source.uses()) != 1 or source.is_graph_output():
-            return value
-        if producer.graph is not self.graph or not self.is_integer(producer) or not saturates_like(clip, encoding):
-            return value
+            return value, None
+        bounds = clip_in_levels(clip, encoding)
+        if producer.graph is not self.graph or not self.is_integer(producer) or bounds is None:
+            return value, None
+        saturated = bounds == (encoding.type.minimum, encoding.type.maximum)
+        if not saturated and not (self.style.clip_levels and is_operator(producer, *_BIAS) and _in_8_bits(encoding)):
+            return value, None
         take_place(source, value)
-        return source
+        return source, None if saturated else bounds
+
+    def clipped_levels(self, levels: ir.Value, bounds: tuple[int, int], name: str) -> ir.Node:
+        """Clip levels; what comes out has their type and shape."""
+        kind = np.dtype(np.int8 if levels.dtype == ir.DataType.INT8 else np.uint8)
+        limits = [
+            self.parameters.constant(f"{name}_{suffix}", np.asarray(bound, dtype=kind))
+            for suffix, bound in zip(("lowest", "highest"), bounds, strict=True)
+        ]
+        clip = new_node("Clip", [levels, *limits], name=self.parameters.name(f"{name}_clip"), like=levels)
+        clip.outputs[0].name = self.parameters.name(f"{name}_clipped")
+        return clip
 
     def clipped(self, value: ir.Value, encoding: Encoding) -> ir.Value:
         """Cut a value to the levels of a type that is narrower than its container."""
@@ -314,18 +338,31 @@ def dynamic_rounding(value: ir.Value, parameters: Parameters) -> ir.Node:
     return node
 
 
+def _in_8_bits(encoding: Encoding) -> bool:
+    """Whether the levels are all those of a type of 8 bits."""
+    return encoding.type.bits == 8 and fills_container(encoding.type)
+
+
 def saturates_like(clip: ir.Node, encoding: Encoding) -> bool:
     """Whether rounding and saturation alone give the levels that a Relu or Clip before them would.
 
     They do if both bounds of the clip are constants that fall on or beyond the ends of the levels once rounded.
     """
+    return clip_in_levels(clip, encoding) == (encoding.type.minimum, encoding.type.maximum)
+
+
+def clip_in_levels(clip: ir.Node, encoding: Encoding) -> tuple[int, int] | None:
+    """Return the levels that the bounds of a Relu or Clip round to, within those of the type.
+
+    Rounding keeps the order of numbers, so that clipping to these behind it is clipping before it. None where the
+    bounds are not constant, or there are several scales.
+    """
     if not isinstance(encoding.granularity, PerTensor):
-        return False
+        return None
     if any(bound is not None and not is_constant(bound) for bound in clip.inputs[1:]):
-        return False
-    low, high = clip_bounds(clip)
+        return None
     ends = []
-    for bound in (low, high):
+    for bound in clip_bounds(clip):
         level = bound if np.isinf(bound) else float(np.rint(np.float32(bound) / encoding.scale))
-        ends.append(level + int(encoding.zero_point))
-    return ends[0] <= encoding.type.minimum and ends[1] >= encoding.type.maximum
+        ends.append(int(np.clip(level + int(encoding.zero_point), encoding.type.minimum, encoding.type.maximum)))
+    return ends[0], ends[1]
