@@ -1,4 +1,7 @@
-"""Signed levels of activations as unsigned ones: the same numbers, for engines whose kernels are quick with those."""
+"""Signed levels of activations as unsigned ones: the same numbers, for engines whose kernels take only those.
+
+ONNX Runtime on x86-64 computes a convolution between Q/DQ pairs of int8 in float (measured on 1.31).
+"""
 
 from __future__ import annotations
 
