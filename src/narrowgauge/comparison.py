@@ -161,19 +161,13 @@ def _name(row: TensorRow | None) -> str | None:
 def _common_inputs(first: tuple[InputSpec, ...], program: Program) -> tuple[tuple[InputSpec, ...], dict[str, Route]]:
     """Return inputs that both take, named as the first one's, and how each reaches the second."""
     routed = routes(program, first)
-    by_name = {spec.name: spec for spec in program.inputs}
-    return tuple(_common(spec, by_name[routed[spec.name].name], routed[spec.name]) for spec in first), routed
+    return tuple(_common(spec, routed[spec.name]) for spec in first), routed
 
 
-def _common(one: InputSpec, other: InputSpec, route: Route) -> InputSpec:
+def _common(one: InputSpec, route: Route) -> InputSpec:
     """Fix every axis that one of the two fixes."""
-    if one.dtype != other.dtype:
-        raise DataError(
-            f"expected two networks with the same inputs; the first takes {one}, the second {other}: export them "
-            f"with one type, such as {one.dtype}"
-        )
-    order = route.axes or range(len(other.shape))
-    turned = dict(zip(order, other.shape, strict=True))
+    order = route.axes or range(len(route.taken.shape))
+    turned = dict(zip(order, route.taken.shape, strict=True))
     return replace(one, shape=tuple(turned[axis] if a is None else a for axis, a in enumerate(one.shape)))
 
 

@@ -12,9 +12,10 @@ from narrowgauge.calibration.statistics import Statistics
 from narrowgauge.data import Preprocess
 from narrowgauge.errors import DataError, NarrowgaugeError, OutputError, TargetError
 from narrowgauge.exporters.folder import FLOAT, ORIGINAL, PREPROCESS, STATISTICS, check_free, new_folder
+from narrowgauge.exporters.forms import check_format
 from narrowgauge.importers.opening import load
 from narrowgauge.pipeline import CALIBRATING_SAMPLES, Result, calibrate, quantize
-from narrowgauge.recipe import Recipe
+from narrowgauge.recipe import Recipe, load_recipe
 from narrowgauge.stages import Model, Progress
 from narrowgauge.targets.registry import load_target, target_names
 
@@ -59,7 +60,8 @@ def export_targets(  # noqa: PLR0913 - the command line's options, by the same n
 
     Args:
         source: a folder that `quantize` wrote, whose float network and statistics are taken; or a network of any
-            framework, which is calibrated on the data first.
+            framework, which is calibrated on the data first. One that came quantized keeps its own encodings if there
+            are no data; a dynamic or weight-only recipe needs none.
         targets: their names, "all" for every one; `target:format` chooses one of the target's formats.
         out: the folder to write, with a folder like that of `quantize` for each target.
         data: samples, see `data.open_samples`: the first ones calibrate, unless the folder has statistics, and
@@ -77,15 +79,17 @@ def export_targets(  # noqa: PLR0913 - the command line's options, by the same n
         What came of every target, in their order. One that cannot be written does not keep the others from it.
 
     Raises:
-        NarrowgaugeError: the network, its statistics or the data cannot be read, there is no such target, or the folder
-            cannot be written.
+        NarrowgaugeError: the network, its statistics or the data cannot be read, there is no such target or recipe, the
+            folder cannot be written, or no target can.
     """
     asked = list(dict.fromkeys(_asked(targets)))
+    recipe = load_recipe(recipe)  # one that is not there is refused before anything takes its time
     progress = progress or Progress()
     check_free(Path(out), force=force, reads=(source, data))
     network, statistics, beside = _source(source)
     imported = load(network, example=data)
-    if statistics is None:
+    ranges_come_along = data is None and imported.plan is not None
+    if statistics is None and recipe.mode == "static" and not ranges_come_along:
         if data is None:
             raise DataError(f"{source}: expected samples to calibrate on: give data, or a folder that quantize wrote")
         statistics = calibrate(
@@ -98,14 +102,16 @@ def export_targets(  # noqa: PLR0913 - the command line's options, by the same n
             try:
                 result = quantize(
                     imported, data, target=target, format=form, out=folder / name.replace(":", "-"), recipe=recipe,
-                    samples=statistics.samples, check_samples=check_samples, labels=labels,
-                    preprocess=preprocess or beside, statistics=statistics, analysis="none", threads=threads,
-                    progress=_naming(progress, name),
+                    samples=statistics.samples if statistics is not None else samples, check_samples=check_samples,
+                    labels=labels, preprocess=preprocess or beside, statistics=statistics, analysis="none",
+                    threads=threads, progress=_naming(progress, name),
                 )  # fmt: skip
                 moved = replace(result, folder=Path(out) / name.replace(":", "-"))
                 found.append(Exported(target=name, result=moved))
             except NarrowgaugeError as error:
                 found.append(Exported(target=name, result=None, error=str(error)))
+        if all(one.error for one in found):  # an old folder must not give way to an empty one
+            raise OutputError(f"{out}: nothing was written: {'; '.join(f'{o.target}: {o.error}' for o in found)}")
     return found
 
 
@@ -116,9 +122,7 @@ def _asked(targets: Sequence[str]) -> Iterator[str]:
             yield from target_names()
             continue
         target, _, form = name.partition(":")
-        known = load_target(target).formats
-        if form and form not in known:
-            raise TargetError(f"expected a format of {target}, one of {', '.join(known) or 'none'}, got {form!r}")
+        check_format(load_target(target), form)
         yield name
     if not targets:
         raise TargetError("expected at least one target")

@@ -25,7 +25,8 @@ from narrowgauge.importers.imported import ImportedModel
 from narrowgauge.importers.opening import load
 from narrowgauge.recipe import SCOPES, Recipe, keep_float_rules, load_recipe, narrowed
 from narrowgauge.report.files import write_report
-from narrowgauge.stages import Depth, Model, Progress, Stages, model_name
+from narrowgauge.runtimes.engines import file_bytes
+from narrowgauge.stages import Depth, Model, Progress, Stages
 from narrowgauge.summary import summarize
 from narrowgauge.targets.registry import load_target
 from narrowgauge.targets.schema import Scope, Target
@@ -184,7 +185,7 @@ def quantize(  # noqa: PLR0913 - the command line's options, by the same names
         found_out = job.analyze(made, chosen, first, analysis)
         job.notes += [*coverage_warnings(made.network, made.plan), *(opened.notes if opened is not None else ())]
         summary = summarize(
-            model=model_name(model), target=chosen.name, recipe=asked.name, plan=made.plan, check=found,
+            model=imported.name, target=chosen.name, recipe=asked.name, plan=made.plan, check=found,
             float_bytes=_float_bytes(imported), written=written, seconds=job.seconds, steps=made.steps, notes=job.notes,
         )  # fmt: skip
         write_report(
@@ -217,9 +218,9 @@ def analyze(
     Raises:
         NarrowgaugeError: see `quantize`.
     """
-    return quantize(
-        model, data, target=target, check_samples=check_samples, **{"analysis": "full", "plan": OWN, **options}
-    )
+    plan = options.pop("plan", None)
+    asked = {"analysis": "full", "plan": OWN if plan is None else plan, **options}
+    return quantize(model, data, target=target, check_samples=check_samples, **asked)
 
 
 def calibrate(  # noqa: PLR0913 - the command line's options, by the same names
@@ -277,9 +278,4 @@ def _float_bytes(imported: ImportedModel) -> int:
     """Bytes of the float network: of its file, else of its weights."""
     if imported.file is None:
         return weight_bytes(imported.original)
-    external = {
-        Path(value.const_value.path)
-        for value in imported.original.graph.initializers.values()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    }
-    return sum(path.stat().st_size for path in {imported.file, *external})
+    return file_bytes(imported.file)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import onnx
 import onnx_ir as ir
 
 from narrowgauge.analysis.analyze import analyze
@@ -56,8 +55,6 @@ Model = Any
 _MEASURING = 24
 _FEWEST_MEASURING = 8
 _MEASURING_BATCH = 8
-
-_ONNX = (onnx.ModelProto, ir.Model)
 
 # Fewer samples than this are not worth choosing numbers on.
 _FEWEST_CHOOSING = 8
@@ -422,14 +419,6 @@ class Stages:
 def made_for(plan: Plan, network: ir.Model) -> bool:
     """Whether a plan belongs to these very weights and biases."""
     return plan.network == network_digest(network)
-
-
-def model_name(model: Model) -> str:
-    """What to call a network: its path, its graph's name, or the name of its class."""
-    if isinstance(model, str | os.PathLike):
-        return str(Path(model))
-    graph = getattr(model, "graph", None)
-    return str(getattr(graph, "name", "") or "network") if isinstance(model, _ONNX) else type(model).__name__
 
 
 def _widths(bits: Mapping[str, int]) -> str:

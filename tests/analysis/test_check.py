@@ -97,3 +97,16 @@ def test_a_slower_network_is_said(tmp_path: Path) -> None:
     again = checked(slow, quick, tmp_path, samples, native=True)
     assert not [warning for warning in again.warnings if "slower" in warning]
     assert again.latency["quantized"].runs == again.latency["float"].runs
+
+
+def test_weights_that_lie_in_a_file_are_found_by_another_engine(tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO times the float network here")
+    write_onnx(ir.load(network_path("digits_conv")), tmp_path / "model.onnx")
+    ir.save(ir.load(network_path("digits_conv")), tmp_path / "float.onnx", external_data="weights")
+    given = ir.load(tmp_path / "float.onnx")
+    found = check(
+        given, tmp_path / "model.onnx", batches_of(given, {str(given.graph.inputs[0].name): IMAGES[:8]}),
+        network=given, runtime="openvino", threads=1,
+    )  # fmt: skip
+    assert found.float_runtime == "openvino"
+    assert found.comparison.sqnr_db > 100

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from narrowgauge.cli.outcome import counted, grouped_reasons, labels_text, size_text, times
+from narrowgauge.cli.outcome import beside, counted, grouped_reasons, labels_text, size_text, times
 
 
 def node(operator: str, reason: str) -> dict[str, str]:
@@ -42,3 +42,18 @@ def test_sizes_ratios_and_labels() -> None:
     assert times(1000, 1001, "faster", "slower") == "about the same"
     assert times(2, 3, "faster", "slower") == "1.50x slower"
     assert (labels_text(3, 3), labels_text(3, 0), labels_text(3, 1)) == ("", ", none labelled", ", 1 of them labelled")
+
+
+def test_the_engine_of_the_float_networks_latency_is_said_where_it_is_another() -> None:
+    summary = {
+        "float": {}, "quantized": {}, "agreement_top1": None, "sqnr_db": None, "sqnr_infinite": False,
+        "size_bytes": {"float": 8, "quantized": 2}, "latency_ms": {"float": 1.0, "quantized": 2.0},
+    }  # fmt: skip
+    for runtimes, said in (
+        ({"float": "onnxruntime", "quantized": "tvm"}, True),
+        ({"float": "x", "quantized": "x"}, False),
+    ):
+        table = beside(("float", "quantized"), {**summary, "latency_runtimes": runtimes})
+        changes = [str(cell) for cell in table.columns[3].cells]
+        assert ("2.00x slower (float in ONNX Runtime)" in changes) is said
+        assert ("2.00x slower" in changes) is not said

@@ -30,10 +30,12 @@ def test_quiet_prints_nothing(folder: Path) -> None:
 
 
 def test_what_verify_reads_stays_whole(folder: Path, written: Digits) -> None:
-    """The page is no longer the one whose digest the summary has; nothing else changed."""
-    before = {path.name: path.read_bytes() for path in written.quantized.iterdir() if path.name != "report.html"}
+    """The summary lists the new page; nothing else changed."""
+    new = {"report.html", "summary.json"}
+    before = {path.name: path.read_bytes() for path in written.quantized.iterdir() if path.name not in new}
     done("report", folder)
     assert {name: (folder / name).read_bytes() for name in before} == before
+    assert "is whole" in done("verify", folder, "--data", written.data).stdout
 
 
 def test_a_target_of_ones_own(folder: Path, tmp_path: Path) -> None:

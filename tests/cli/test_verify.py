@@ -63,6 +63,25 @@ def test_a_damaged_summary_is_named(written: Digits, folder: Path, content: str 
     assert "summary.json" in error_of("verify", folder, "--data", written.data)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("files", []),
+        ("files", {"../other/model.onnx": {"bytes": 1, "sha256": ""}}),
+        ("files", {"model.onnx": {"bytes": "1"}}),
+        ("runnable", "model.onnx"),
+        ("runnable", {"file": "/somewhere/model.tvm.so", "runtime": "tvm"}),
+        ("checked_samples", "many"),
+        ("sqnr_db", [1]),
+        ("model", None),
+    ],
+)
+def test_an_entry_of_another_kind_is_named(written: Digits, folder: Path, key: str, value: object) -> None:
+    path = folder / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    assert f"summary.json: '{key}' is not what a run writes there" in error_of("verify", folder, "--data", written.data)
+
+
 @pytest.mark.parametrize(("key", "value", "word"), [("sqnr_db", 70.0, "70.0 dB"), ("target", "tflite", "tflite")])
 def test_a_summary_that_says_otherwise_is_contradicted(
     written: Digits, folder: Path, key: str, value: object, word: str

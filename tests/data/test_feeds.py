@@ -1,3 +1,4 @@
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -199,3 +200,32 @@ def test_streaming_loaders_and_those_of_networks_without_batch_axis() -> None:
     loader = torch.utils.data.DataLoader(feeds, batch_size=1, collate_fn=lambda items: items[0])
     samples = open_samples(loader, SPEECH)
     assert samples.count == 3 == len(list(samples))
+
+
+def test_an_iterator_is_let_go_as_soon_as_a_part_is_read() -> None:
+    """A loader stops its workers when its iterator goes; left to Python's collector, that took ten seconds."""
+    gone: list[int] = []
+
+    def items() -> Iterator[np.ndarray[Any, Any]]:
+        try:
+            yield from NUMBERS
+        finally:
+            gone.append(1)
+
+    gc.disable()
+    try:
+        samples = open_samples(items, PICTURE)
+        assert values(samples.take(3)) == [0, 1, 2]
+        assert len(gone) == 1
+        next(iter(samples))
+        assert len(gone) == 2
+    finally:
+        gc.enable()
+
+
+def test_whole_arrays_with_the_class_index_of_each_row() -> None:
+    rows, labels = np.concatenate(NUMBERS), np.arange(10) + 100
+    samples = open_samples((rows, labels), PICTURE)
+    assert values(samples) == list(range(10))
+    assert [label for sample in samples for label in sample.labels] == labels.tolist()
+    assert values(open_samples((NUMBERS[0], NUMBERS[1]), PICTURE)) == [0, 1]

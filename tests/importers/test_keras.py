@@ -109,6 +109,23 @@ def small() -> Any:
 # ------------------------------------------------------------------------------------------------------------- names
 
 
+def test_conversions_that_change_nothing_are_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keras converts everything an operation reads; two of three operators were conversions and checks of them."""
+    programs = []
+
+    def kept(*arguments: Any) -> Any:
+        programs.append(exported(*arguments))
+        return programs[-1]
+
+    exported = importer._exported
+    monkeypatch.setattr(importer, "_exported", kept)
+    model = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU()])
+    convert(model)
+    traced = [str(node.target) for node in programs[0].graph.nodes if node.op == "call_function"]
+    assert "aten.conv2d.default" in traced
+    assert not [name for name in traced if name.startswith(("aten.to.", "aten._assert_tensor_metadata"))]
+
+
 def test_names_are_those_of_the_layers() -> None:
     model = assert_equals_keras(small())
     graph = model.graph

@@ -200,6 +200,38 @@ def test_a_network_of_one_batch_size_keeps_it_with_a_note(build: Callable[[], An
     assert_equal(converted.model, module, (torch.randn_like(example),))
 
 
+def test_a_call_by_name_leaves_the_rows_open_beside_parameters_that_are_left_out() -> None:
+    class Named(torch.nn.Module):
+        def forward(self, ids: Any, mask: Any = None, kinds: Any = None) -> Any:
+            return ids * mask if kinds is None else ids * kinds
+
+    converted = convert(Named(), example={"ids": ROWS, "mask": ROWS})
+    assert converted.notes == ()
+    assert [value.shape for value in converted.model.graph.inputs] == [ir.Shape(["batch", ROWS.shape[1]])] * 2
+
+
+def test_rows_stay_open_where_python_makes_a_number_of_them() -> None:
+    class Windows(torch.nn.Module):
+        def forward(self, images: Any) -> Any:
+            windows = images.reshape(-1, 4, 4)  # two of each image
+            return windows.softmax(-1).reshape(int(windows.shape[0] / (8 * 4 / 4 / 4)), 8, 4)
+
+    module = Windows()
+    converted = convert(module, example=torch.randn(3, 8, 4))
+    assert converted.notes == ()
+    assert_equal(converted.model, module, (torch.randn(7, 8, 4),))
+
+
+def test_a_dict_whose_keys_are_no_parameters_says_so() -> None:
+    with pytest.raises(ModelError, match=r"the dict of 'image' itself, since these are no parameters"):
+        convert(torch.nn.Linear(4, 2), example=[{"image": ROWS, "label": torch.tensor([0, 1, 2])}])
+
+
+def test_a_module_without_weights_says_so() -> None:
+    with pytest.raises(ModelError, match="device 'meta'"):
+        convert(torch.nn.Linear(4, 2, device="meta"), example=ROWS)
+
+
 def test_numbers_of_16_bits_become_32_in_a_copy() -> None:
     module = torch.nn.Linear(4, 2).to(torch.bfloat16)
     converted = convert(module, example=ROWS)

@@ -55,6 +55,8 @@ LOADER = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(TENSOR, LABE
         ([(IMAGES, LABELS)] * 3, (5, 3, 4, 4)),
         (LOADER, (2, 3, 4, 4)),
         (LOADER.dataset, (1, 3, 4, 4)),
+        (torch.utils.data.StackDataset(TENSOR, TENSOR), (1, 3, 4, 4)),
+        (torch.utils.data.Subset(TENSOR, [1, 2]), (1, 3, 4, 4)),
         (lambda: iter([(IMAGES[:3], 2)]), (1, 3, 3, 4, 4)),
         (open_samples(IMAGES, image_input(None, 3, 4, 4)), None),
     ],
@@ -66,6 +68,11 @@ def test_what_one_input_may_come_as(example: Any, expected: tuple[int, ...] | No
     if expected is not None:
         assert shapes(call) == ([expected], {})
         assert call.positional[0].dtype == torch.float32
+
+
+def test_samples_of_a_data_set_by_name_get_a_batch_axis() -> None:
+    call = example_call(One(), torch.utils.data.StackDataset(image=TENSOR, mask=TENSOR))
+    assert shapes(call) == ([], {"image": (1, 3, 4, 4)})
 
 
 def test_what_several_inputs_may_come_as() -> None:

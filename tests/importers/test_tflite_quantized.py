@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("ai_edge_litert", reason="LiteRT is the reference")
 
 from narrowgauge.core.encoding import Encoding
+from narrowgauge.core.granularity import PerBlock
 from narrowgauge.errors import ModelError
 from narrowgauge.graph.edits import is_operator
 from narrowgauge.graph.engine import open_session
@@ -248,7 +249,75 @@ def test_integer_weights_of_a_float_layer_are_only_weights(tmp_path: Path) -> No
     assert weights.data is not None
     np.testing.assert_allclose(found, x @ (weights.data.T * np.float32(0.01)), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
-    assert any("only the weights are rounded" in note for note in converted.notes)
+    assert any(note.startswith("1 layer has") and "only the weights are rounded" in note for note in converted.notes)
+
+
+def blocked(scales: T, blocks: tuple[int, int, int], *others: T, shape: Any = (6, 64), path: Path) -> np.ndarray:
+    """Write a layer of int4 weights in blocks, its scales tensor 3; return the weights' levels."""
+    numbers = np.random.default_rng(1).integers(-8, 8, shape)
+    halves = numbers.reshape(-1, 2).astype(np.uint8) & 15
+    weights = T(shape=shape, type="INT4", data=halves[:, 0] | (halves[:, 1] << 4), blocks=blocks)
+    operator = Op(name="FULLY_CONNECTED", inputs=[0, 1, -1], outputs=[2], options={}, version=12)
+    tensors = [T(shape=(3, 64)), weights, T(shape=(3, 6)), scales, *others]
+    path.write_bytes(packed(tensors, [operator], [0], [2]))
+    return numbers
+
+
+def test_weights_in_blocks_keep_their_scales(tmp_path: Path) -> None:
+    scale = RNG.uniform(0.01, 0.03, (6, 2)).astype(np.float16)
+    path = tmp_path / "blocks.tflite"
+    numbers = blocked(constant(scale), (3, -1, 32), path=path)
+    x = RNG.normal(size=(3, 64)).astype(np.float32)
+    imported = opening.load(path)
+    assert imported.plan is not None
+    (encoding,) = imported.plan.encodings.values()
+    assert isinstance(encoding, Encoding)
+    assert encoding.type.name == "int4"
+    assert encoding.granularity == PerBlock(axis=1, size=32)
+    np.testing.assert_array_equal(encoding.scale, scale.astype(np.float32))
+    (found,) = open_session(lower_to_qdq(imported.original, imported.plan)).run(None, {"t0": x})
+    weights = numbers * np.repeat(scale.astype(np.float32), 32, axis=1)
+    np.testing.assert_allclose(found, x @ weights.T, rtol=1e-4, atol=1e-4)
+    (judge,) = run_litert(path, {"t0": x})  # which rounds x to 8 bits
+    np.testing.assert_allclose(found, judge, atol=0.02 * np.abs(judge).max())
+
+
+SCALES = constant(np.full((6, 2), 0.01), np.float16)
+
+
+@pytest.mark.parametrize(
+    ("scales", "blocks", "others", "expected"),
+    [
+        (SCALES, (3, -1, 16), (), "blocks of 16 along its last axis"),
+        (SCALES, (3, -1, 0), (), "blocks of 0 along its last axis"),
+        (SCALES, (9, -1, 32), (), "names tensor 9 of 4"),
+        (SCALES, (3, 4, 32), (constant(np.ones((6, 2)), np.int8),), "zero points of blocks"),
+        (constant(np.zeros((6, 2)), np.float16), (3, -1, 32), (), "positive finite scales"),
+        (T(shape=(6, 2), type="FLOAT16"), (3, -1, 32), (), "needs 24 bytes"),
+        (constant(np.ones((3, 4)), np.float16), (3, -1, 32), (), "scales of shape"),
+    ],
+)
+def test_blocks_that_do_not_fit_are_refused(
+    tmp_path: Path, scales: T, blocks: tuple[int, int, int], others: tuple[T, ...], expected: str
+) -> None:
+    path = tmp_path / "blocks.tflite"
+    blocked(scales, blocks, *others, path=path)
+    with pytest.raises(ModelError, match=expected):
+        convert(path)
+
+
+def test_what_cannot_have_blocks_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "blocks.tflite"
+    weights = T(shape=(6, 64), type="INT4", data=np.zeros(192, np.uint8), blocks=(3, -1, 32))
+    tensors = [quantized((3, 64)), weights, quantized((3, 6)), SCALES, bias(6, 0.01)]
+    layer = Op(name="FULLY_CONNECTED", inputs=[0, 1, 4], outputs=[2], options={}, version=12)
+    path.write_bytes(packed(tensors, [layer], [0], [2]))
+    with pytest.raises(ModelError, match="weights have scales of blocks: expected a float bias"):
+        convert(path)
+    product = Op(name="BATCH_MATMUL", inputs=[0, 1], outputs=[2], options={"adjY": True})
+    path.write_bytes(packed([T(shape=(3, 64)), weights, T(shape=(3, 6)), SCALES], [product], [0], [2]))
+    with pytest.raises(ModelError, match="'t1' has scales of blocks, expected one scale"):
+        convert(path)
 
 
 def test_bytes_beside_float_activations_are_signed(tmp_path: Path) -> None:

@@ -20,7 +20,11 @@ TYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class T:
-    """A tensor; `data` makes it a constant, `scale` an integer one that stands for real numbers."""
+    """A tensor; `data` makes it a constant, `scale` an integer one that stands for real numbers.
+
+    `blocks` are the number of the tensor that has the scales of its blocks, of the one that has their zero points (-1
+    for none), and their size.
+    """
 
     shape: Sequence[int]
     type: str = "FLOAT32"
@@ -28,6 +32,7 @@ class T:
     scale: Sequence[float] = ()
     zero_point: Sequence[int] = ()
     axis: int = 0
+    blocks: tuple[int, int, int] | None = None
     signature: Sequence[int] | None = None
     variable: bool = False
     name: str = ""
@@ -98,6 +103,12 @@ def _tensor(schema: Any, model: Any, number: int, tensor: T) -> Any:
         made.quantization.scale = [float(scale) for scale in tensor.scale]
         made.quantization.zeroPoint = list(tensor.zero_point or [0] * len(tensor.scale))
         made.quantization.quantizedDimension = tensor.axis
+    if tensor.blocks is not None:
+        made.quantization = schema.QuantizationParametersT()
+        made.quantization.detailsType = schema.QuantizationDetails.BlockwiseQuantization
+        made.quantization.details = schema.BlockwiseQuantizationT()
+        details = made.quantization.details
+        details.scales, details.zeroPoints, details.blockSize = tensor.blocks
     return made
 
 

@@ -19,6 +19,14 @@ def test_every_target_can_run_its_own_plans(name: str) -> None:
         assert unsupported(model, plan, load_target(target)) == [], target
 
 
+def test_zero_points_where_it_takes_none_are_said() -> None:
+    model = load(network_path("digits_conv")).model
+    plan = planned(model, seen(model, digits().images[:8]), "tflite")
+    assert any(
+        "with a zero point (it takes none)" in said for said in unsupported(model, plan, load_target("tensorrt"))
+    )
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [

@@ -11,6 +11,7 @@ import pytest
 
 from narrowgauge import quantize
 from narrowgauge.analysis.records_json import analysis_from_json
+from narrowgauge.analysis.verification import verify
 from narrowgauge.demo import digits, network_path
 from narrowgauge.errors import NarrowgaugeError, OutputError, ReportError
 from narrowgauge.report.files import ANALYSIS, REPORT, report_again, write_report
@@ -119,3 +120,18 @@ def test_a_summary_of_little_still_gives_a_page(folder: Path) -> None:
     """One of an earlier version, say."""
     (folder / "summary.json").write_text('{"target": "onnxruntime", "notes": ["hardly anything"]}', encoding="utf-8")
     assert "hardly anything" in report_again(folder).read_text(encoding="utf-8")
+
+
+def test_a_folder_whose_report_is_made_again_is_still_whole(folder: Path) -> None:
+    before = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    (folder / REPORT).write_text("an older version's", encoding="utf-8")
+    with pytest.raises(OutputError, match="damaged or changed"):
+        verify(folder, {"image": digits().images[:8]}, samples=8)
+    report_again(folder)
+    verify(folder, {"image": digits().images[:8]}, samples=8)
+    after = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert {key: value for key, value in after.items() if key != "files"} == {
+        key: value for key, value in before.items() if key != "files"
+    }
+    assert after["files"].keys() == before["files"].keys()
+    assert {path.name for path in folder.iterdir()} == {*before["files"], "summary.json"}

@@ -108,3 +108,13 @@ def test_steps_are_read_with_what_was_not_measured() -> None:
         "equalize", "", 0.1, 2.0, True, None,
     )  # fmt: skip
     assert math.isnan(step.noise_before)
+
+
+def test_the_engine_of_the_float_networks_latency_is_named_where_it_is_another() -> None:
+    def engine(**runtimes: str) -> str:
+        return read_run({"latency_runtimes": runtimes}).float_engine
+
+    assert engine(float="onnxruntime", quantized="tvm") == "ONNX Runtime"
+    assert engine(float="openvino", quantized="openvino") == ""
+    assert engine(float="abacus", quantized="tvm") == ""
+    assert read_run({}).float_engine == ""

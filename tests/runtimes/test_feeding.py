@@ -78,3 +78,20 @@ def test_outputs_come_in_the_order_that_is_asked_for() -> None:
 def test_other_inputs_are_refused(inputs: list[InputSpec]) -> None:
     with pytest.raises(DataError, match="expected two networks with the same inputs"):
         routes(program(spec("i", None, 4, 5, 3), runs=[]), inputs)
+
+
+@pytest.mark.parametrize(("have", "want"), [("float16", "float32"), ("float32", "float16"), ("int64", "int32")])
+def test_numbers_pass_between_types_of_one_kind(have: str, want: str) -> None:
+    runs: list[Mapping[str, Array]] = []
+    one, other = (InputSpec(name="i", shape=(None, 3), dtype=np.dtype(kind)) for kind in (have, want))
+    taking(program(other, runs=runs), [one], ["y"])({"i": np.arange(6, dtype=have).reshape(2, 3)})
+    assert runs[0]["i"].dtype == want
+    np.testing.assert_array_equal(runs[0]["i"], np.arange(6).reshape(2, 3))
+
+
+def test_numbers_of_another_kind_or_too_large_are_refused() -> None:
+    wide, narrow = (InputSpec(name="i", shape=(None, 1), dtype=np.dtype(kind)) for kind in ("int64", "int32"))
+    with pytest.raises(DataError, match=r"the first takes 'i' \(int64, .*the second 'i' \(float32"):
+        taking(program(spec("i", None, 1), runs=[]), [wide], ["y"])
+    with pytest.raises(DataError, match="input 'i': expected values of int32"):
+        taking(program(narrow, runs=[]), [wide], ["y"])({"i": np.array([[2**40]])})

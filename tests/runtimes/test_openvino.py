@@ -1,6 +1,7 @@
 """OpenVINO runs ONNX, IR and TFLite by the file's own names, in real numbers, and says what it refuses in one line."""
 
 import contextlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -134,3 +135,26 @@ def test_integers_at_the_ends_of_tflite_are_real_numbers(zoo: Path, name: str) -
     steps = np.abs(found - expected) / out_scale
     assert np.allclose(steps, np.rint(steps), atol=1e-3)
     assert steps.max() <= 3, "kernels round differently, by a few steps at most"
+
+
+_INTERRUPTED = """
+import gc, os, signal, sys
+from pathlib import Path
+from narrowgauge.runtimes.openvino import open_program
+
+first, second = (open_program(Path(sys.argv[1]), threads=1) for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_is_survived_after_programs_were_closed(model: ir.Model, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _INTERRUPTED, str(save_ir(model, tmp_path))]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "interrupted\n")

@@ -123,7 +123,7 @@ def _reference(original: ir.Model | Path, network: ir.Model, runtime: str) -> Ru
         return taking(open_program(original, runtime=runtime, threads=1), input_specs(network), output_names(network))
     with tempfile.TemporaryDirectory(prefix="narrowgauge-") as folder:
         path = Path(folder) / "float.onnx"
-        ir.save(original.clone(), path)
+        ir.save(original.clone(), path, external_data="float.data")  # of any size, wherever its weights lie now
         return _reference(path, network, runtime)
 
 

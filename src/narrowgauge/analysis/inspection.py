@@ -15,7 +15,7 @@ from narrowgauge.graph.engine import weight_bytes
 from narrowgauge.graph.quantized import is_quantized
 from narrowgauge.graph.refusals import Refusal
 from narrowgauge.graph.shapes import dimensions
-from narrowgauge.importers.opening import load, read
+from narrowgauge.importers.opening import read_and_load
 from narrowgauge.planning.choices import Choices
 from narrowgauge.planning.place import place
 from narrowgauge.targets.schema import Target
@@ -80,9 +80,7 @@ def inspect(path: Path, target: Target | None = None) -> Inspection:
     Raises:
         ModelError: if it cannot be read; see `importers.opening.load`.
     """
-    given = read(path)
-    quantized = is_quantized(given)
-    imported = load(path)
+    given, imported = read_and_load(path)
     return Inspection(
         producer=" ".join(part for part in (given.producer_name, given.producer_version) if part),
         opsets=dict(given.opset_imports),
@@ -91,7 +89,7 @@ def inspect(path: Path, target: Target | None = None) -> Inspection:
         outputs=tuple(_port(value) for value in given.graph.outputs),
         parameters=sum(v.const_value.size for v in given.graph.initializers.values() if v.const_value is not None),
         parameter_bytes=weight_bytes(given),
-        quantized=quantized,
+        quantized=is_quantized(given),
         operators=_operators(given),
         simplified=_operators(imported.model),
         notes=imported.notes,

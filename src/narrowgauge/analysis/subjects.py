@@ -82,14 +82,5 @@ def subject(model: Any, *, runtime: str = "") -> Subject:
     return Subject(
         name=str(path) if path is not None else (network.graph.name or "network"), inputs=input_specs(network),
         outputs=output_names(network), open=opened, runtime="onnxruntime",
-        size_bytes=weight_bytes(network) if onnx_file is None else _onnx_bytes(onnx_file, network), network=network,
+        size_bytes=weight_bytes(network) if onnx_file is None else file_bytes(onnx_file), network=network,
     )  # fmt: skip
-
-
-def _onnx_bytes(path: Path, network: ir.Model) -> int:
-    external = {
-        Path(value.const_value.path)
-        for value in network.graph.initializers.values()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    }
-    return sum(file.stat().st_size for file in {path, *external})

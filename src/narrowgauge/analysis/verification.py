@@ -25,8 +25,44 @@ from narrowgauge.runtimes.engines import open_program
 from narrowgauge.runtimes.feeding import taking
 from narrowgauge.runtimes.onnxruntime import open_run
 
-# What a summary must say to be checked.
-_NEEDED = frozenset({"model", "target", "files", "agreement_top1", "sqnr_db", "checked_samples", "runnable"})
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_figure(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _is_runnable(value: Any) -> bool:
+    return isinstance(value, dict) and _is_text(value.get("file")) and _is_text(value.get("runtime"))
+
+
+def _is_listing(value: Any) -> bool:
+    """Whether it lists files of the folder itself, each with its size and digest."""
+    return isinstance(value, dict) and all(
+        Path(name).name == name
+        and isinstance(one, dict)
+        and _is_count(one.get("bytes"))
+        and _is_text(one.get("sha256"))
+        for name, one in value.items()
+    )
+
+
+_FITS: Mapping[str, Callable[[Any], bool]] = {
+    "model": _is_text,
+    "target": _is_text,
+    "files": _is_listing,
+    "agreement_top1": _is_figure,
+    "sqnr_db": _is_figure,
+    "checked_samples": _is_count,
+    "runnable": _is_runnable,
+}
+"""What a summary must say to be checked, and of what kind each entry is."""
 
 # How far figures of other samples may lie from the summary's before they contradict it.
 _DEVIATIONS = 4.0
@@ -129,11 +165,16 @@ def _read_summary(folder: Path) -> dict[str, Any]:
         raise OutputError(f"{folder}: expected a folder that `narrowgauge quantize` wrote, it has no {SUMMARY}")
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        missing = _NEEDED - set(summary)
-    except (OSError, ValueError, TypeError) as error:
+        missing = _FITS.keys() - set(summary)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise OutputError(f"{path}: expected what `narrowgauge quantize` wrote, could not read it: {error}") from None
     if missing:
         raise OutputError(f"{path}: {min(missing)!r} is missing: it is damaged or of another version; quantize again")
+    wrong = next((key for key, fits in _FITS.items() if not fits(summary[key])), None)
+    if wrong is None and summary["runnable"]["file"] not in summary["files"]:
+        wrong = "runnable"
+    if wrong is not None:
+        raise OutputError(f"{path}: {wrong!r} is not what a run writes there: it is damaged or changed; quantize again")
     return dict(summary)
 
 

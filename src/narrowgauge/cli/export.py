@@ -77,12 +77,11 @@ def export(  # noqa: PLR0913 - the options of the command
 def _table(records: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
     from rich.text import Text
 
-    from narrowgauge.cli.outcome import decibels, notes, plain_table, size_text
+    from narrowgauge.cli.outcome import counted, decibels, notes, plain_table, size_text
 
-    table = plain_table(
-        "target", "run in", "top-1", "same", "SQNR", "size", "time", "/ float", right=(2, 3, 4, 5, 6, 7)
-    )
-    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    table = plain_table("target", "run in", "top-1", "same", "SQNR", "size", "ms", "/float", right=(2, 3, 4, 5, 6, 7))
+    for column in table.columns[1:]:  # on a narrow screen the names give way, not the figures
+        column.no_wrap = True
     warnings = []
     for record in records:
         summary = record["summary"]
@@ -94,12 +93,12 @@ def _table(records: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
         engine = summary["latency_runtimes"]["quantized"]
         table.add_row(
             record["target"],
-            engine or "simulated",
+            engine or ("simulated" if summary["checked_samples"] else "not run"),
             "-" if top1 is None else f"{top1:.1f} %",
             "-" if agreement is None else f"{agreement:.1f} %",
             decibels(summary["sqnr_db"], infinite=summary["sqnr_infinite"]),
             size_text(summary["size_bytes"]["quantized"]),
-            "-" if after is None else f"{after:.2f} ms",
+            "-" if after is None else f"{after:.2f}",
             "" if after is None else f"{after / before:.2f}",
         )
         warnings += [f"{record['target']}: {note}" for note in summary["notes"] if note.startswith("WARNING")]
@@ -108,10 +107,13 @@ def _table(records: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
     if first is not None:
         top1 = first["float"].get("top1")
         answer = "" if top1 is None else f"top-1 {top1:.2f} %, "
-        said = (
-            f"The float network: {answer}{size_text(first['size_bytes']['float'])}. Checked on "
-            f"{first['checked_samples']} samples. same: the float network's answer; time: one run on one thread, "
-            "over the float network's in the same engine where that runs ONNX files, else in ONNX Runtime."
+        checked = (
+            f"Checked on {counted(first['checked_samples'], 'sample')}. same: the float network's answer; ms: one run "
+            "on one thread, over the float network's in the same engine where that runs ONNX files, else in ONNX "
+            "Runtime."
+            if first["checked_samples"]
+            else "Nothing was checked: give --data."
         )
+        said = f"The float network: {answer}{size_text(first['size_bytes']['float'])}. {checked}"
         lines.append(Text(said, style="dim"))
     return [*lines, *notes(warnings)]

@@ -14,6 +14,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from narrowgauge.runtimes.engines import engine_named
+
 FILES = {
     "model.onnx": "the quantized network for the target: run this one",
     "simulated.onnx": "the same simulated in float (Q/DQ): runs anywhere",
@@ -74,9 +76,16 @@ def beside(names: tuple[str, str], summary: Mapping[str, Any], keys: tuple[str, 
     if None not in speeds:
         table.add_row(
             "latency, 1 thread", f"{speeds[0]:.3g} ms", f"{speeds[1]:.3g} ms",
-            times(speeds[0], speeds[1], "faster", "slower"),
+            times(speeds[0], speeds[1], "faster", "slower") + _other_engine(summary.get("latency_runtimes"), keys),
         )  # fmt: skip
     return table
+
+
+def _other_engine(runtimes: Mapping[str, str] | None, keys: tuple[str, str]) -> str:
+    """Say where the first network was timed, if that was in another engine than the second."""
+    if runtimes is None or runtimes[keys[0]] == runtimes[keys[1]]:
+        return ""
+    return f" (float in {engine_named(runtimes[keys[0]]).title})"
 
 
 def _metric(name: str) -> str:
@@ -285,8 +294,10 @@ def _first(summary: Mapping[str, Any]) -> list[RenderableType]:
 def _written(folder: Path) -> Text:
     """Say in a line or two what lies in a folder that was written, the network to run first."""
     names = [name for name in FILES if (folder / name).exists()]
-    names += sorted(path.name for path in folder.iterdir() if path.name not in FILES)
-    return Text(f"Written to {folder}: {', '.join(names)}")
+    others = sorted(path.name for path in folder.iterdir() if path.name not in FILES)
+    own = [name for name in others if name.startswith("model.")]  # the target's, where that is no ONNX network
+    rest = [name for name in others if name not in own]
+    return Text(f"Written to {folder}: {', '.join([*own, *names, *rest])}")
 
 
 def recovery(steps: Sequence[Mapping[str, Any]]) -> list[RenderableType]:

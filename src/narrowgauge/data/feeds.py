@@ -72,15 +72,22 @@ class FeedSource:
             DataError: An iterator that can be read once has passed `start`, or an item does not fit the network.
         """
         if self._restart is not None:
-            reader = FeedSource(iter(self._restart()), self._inputs, origin=self._origin, preprocess=self.preprocess)
-            reader.notes = self.notes
-            return reader._read_on(start, stop)
+            return self._read_anew(self._restart, start, stop)
         if start < self._position:
             raise DataError(
                 f"{self._origin}: samples from {start} were asked, but the iterator can be read only once and has "
                 f"passed {self._position}; give a list, or a function that starts anew."
             )
         return self._read_on(start, stop)
+
+    def _read_anew(self, restart: Callable[[], Iterable[Any]], start: int, stop: int | None) -> Iterator[Sample]:
+        """Read from the first item on, and let go of the iterator at once: a loader stops its workers then."""
+        reader = FeedSource(iter(restart()), self._inputs, origin=self._origin, preprocess=self.preprocess)
+        reader.notes = self.notes
+        try:
+            yield from reader._read_on(start, stop)
+        finally:
+            reader._rest = None  # it refers to the reader, so that only Python's collector would find them
 
     def _read_on(self, start: int, stop: int | None) -> Iterator[Sample]:
         """Read on from where the iterator stands, dropping what comes before `start`."""

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from PIL import Image
 
-from narrowgauge.data.arrays import ArraySource, load_arrays, name_arrays, split_labels
+from narrowgauge.data.arrays import ArraySource, is_class_indices, load_arrays, name_arrays, split_labels
 from narrowgauge.data.feeds import (
     FeedSource,
     array_files,
@@ -237,12 +237,26 @@ def _open_arrays(data: Array | Mapping[str, Array], request: _Request, origin: s
     return ArraySource(arrays, request.inputs, origin=origin, labels=labels, preprocess=request.preprocess)
 
 
+def _is_arrays_and_labels(data: Any, inputs: Sequence[InputSpec]) -> bool:
+    """Tell `(x, y)`, whole arrays and the class index of each of their rows, from a tuple of feeds."""
+    if not isinstance(data, tuple) or len(data) != len(inputs) + 1:
+        return False
+    if not all(hasattr(item, "__array__") and not isinstance(item, Image.Image) for item in data):
+        return False
+    labels = as_array(data[-1], "data")
+    return is_class_indices(labels) and labels.ndim == 1 and all(len(item) == len(labels) for item in data[:-1])
+
+
 def _open_object(data: Any, request: _Request) -> Source:
     if isinstance(data, Mapping):
         arrays = {str(name): as_array(array, f"data, array '{name}'") for name, array in data.items()}
         return _open_arrays(arrays, request, "data")
     if hasattr(data, "__array__"):
         return _open_arrays(as_array(data, "data"), request, "data")
+    if _is_arrays_and_labels(data, request.inputs):
+        *rows, labels = (as_array(item, "data") for item in data)
+        named = {spec.name: array for spec, array in zip(request.inputs, rows, strict=True)}
+        return ArraySource(named, request.inputs, origin="data", labels=labels, preprocess=request.preprocess)
     if isinstance(data, Sequence) and data and all(isinstance(item, str | Path) for item in data):
         entries = [_listed(str(item), Path("data")) for item in data]
         return _open_listed(entries, request, Path("data"))

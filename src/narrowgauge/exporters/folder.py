@@ -24,6 +24,7 @@ from narrowgauge.exporters.formats import Export, Format
 from narrowgauge.exporters.forms import Forms
 from narrowgauge.exporters.onnx import write_onnx
 from narrowgauge.graph.digest import network_digest
+from narrowgauge.runtimes.engines import engines_for
 
 MODEL, SIMULATED, INTEGER = "model.onnx", "simulated.onnx", "integer.onnx"
 FLOAT, ORIGINAL = "float.onnx", "original.onnx"
@@ -159,12 +160,14 @@ def _replace_in_two_steps(temporary: Path, out: Path) -> None:
 
 def describe_files(folder: Path) -> dict[str, dict[str, int | str]]:
     """List the files of a folder: name -> size in `bytes` and `sha256`, so that damage can be told later."""
-    found: dict[str, dict[str, int | str]] = {}
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
-    return found
+    return {path.name: describe_file(path) for path in sorted(folder.iterdir())}
+
+
+def describe_file(path: Path) -> dict[str, int | str]:
+    """Return a file's size in `bytes` and its `sha256`."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def write_forms(
@@ -207,7 +210,9 @@ def write_forms(
     if forms.format is not None:
         export = Export(network=network, plan=plan, target=forms.target, simulated=forms.simulated)
         return _write_format(folder, forms.format, export)
-    runnable, runtime = (MODEL, forms.target.runtime) if forms.exported is not None else (SIMULATED, "")
+    runnable = MODEL if forms.exported is not None else SIMULATED
+    runs = {engine.name for engine in engines_for(folder / MODEL)}  # a target's engine may run only its other format
+    runtime = forms.target.runtime if forms.exported is not None and forms.target.runtime in runs else ""
     return Written(folder=folder, runnable=folder / runnable, runtime=runtime, size_bytes=_sized(folder / runnable))
 
 

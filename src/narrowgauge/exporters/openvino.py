@@ -17,6 +17,7 @@ from narrowgauge.exporters.formats import Export, Exported
 from narrowgauge.exporters.onnx import write_onnx
 from narrowgauge.graph.constants import constant_array
 from narrowgauge.graph.edits import is_operator
+from narrowgauge.runtimes.openvino import the_core
 
 if TYPE_CHECKING:
     import openvino
@@ -48,7 +49,7 @@ def write(export: Export, folder: Path) -> Exported:
             'pip install "narrowgauge[openvino]"'
         ) from None
     path = folder / NAME
-    core = openvino.Core()
+    core = the_core()
     with tempfile.TemporaryDirectory(prefix="narrowgauge-") as scratch:
         source = Path(scratch) / "simulated.onnx"
         write_onnx(export.simulated, source)

@@ -72,7 +72,12 @@ def write(export: Export, folder: Path) -> Exported:
     except Exception as error:  # PyTorch raises what it likes
         raise OutputError(f"{path}: PyTorch could not write the network: {_line(error)}") from None
     check(back, module, export.plan, path)
-    return Exported(runnable=path, notes=tuple(notes))
+    return Exported(runnable=path, notes=(*notes, _SIMULATES))
+
+
+_SIMULATES = (
+    "model.pt2 is timed as it is, operator by operator, which simulates: torch.compile makes integer kernels of it"
+)
 
 
 def declare_levels(network: ir.Model, plan: Plan) -> None:

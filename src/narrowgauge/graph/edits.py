@@ -1,6 +1,6 @@
 """Edits of a graph that keep the names users know, and the questions such edits begin with."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -15,12 +15,16 @@ def unique_name(graph: ir.Graph, base: str) -> str:
         taken.update(value.name for value in node.outputs if value.name)
         if node.name:
             taken.add(node.name)
-    if base not in taken:
-        return base
-    number = 1
-    while f"{base}_{number}" in taken:
+    return free_name(base, taken)
+
+
+def free_name(base: str, taken: Container[str]) -> str:
+    """Return `base`, or `base_1`, `base_2`, ..., the first that is not taken."""
+    name, number = base, 0
+    while name in taken:
         number += 1
-    return f"{base}_{number}"
+        name = f"{base}_{number}"
+    return name
 
 
 def is_operator(node: ir.Node | None, *operators: str) -> bool:

@@ -21,6 +21,7 @@ class ImportedModel:
             network before it was simplified, the one that `plan` is for.
         notes: What the import changed or could not do, one sentence each.
         refusals: The nodes a simplification left as they were, with the reason.
+        name: What to call it: its path, its graph's name, or the name of its class.
         framework: Whose file or object it was: "ONNX", "PyTorch", "Keras", "TFLite", "MXNet".
         plan: The encodings of a network that came quantized; its names are those of `original`. None of a float one.
         file: The ONNX file that `original` is, untouched; None of all else.
@@ -30,6 +31,7 @@ class ImportedModel:
     original: ir.Model
     notes: tuple[str, ...]
     refusals: tuple[Refusal, ...]
+    name: str = ""
     framework: str = "ONNX"
     plan: Plan | None = None
     file: Path | None = None

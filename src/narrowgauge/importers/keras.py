@@ -418,12 +418,45 @@ def _traceable(keras: Any, model: Any) -> Iterator[None]:
             within.pop()
 
     with (
+        _without_conversions(),
         mock.patch.object(keras.Operation, "__call__", noted),
         mock.patch.object(keras.layers.RNN, "inner_loop", _unrolled(keras.layers.RNN.inner_loop)),
         mock.patch.object(keras.layers.LSTM, "inner_loop", _whole(keras.layers.LSTM.inner_loop)),
         mock.patch.object(keras.layers.GRU, "inner_loop", _whole(keras.layers.GRU.inner_loop)),
     ):
         yield
+
+
+def _without_conversions() -> Any:
+    """Return a context in which a tensor that is converted to the type and device it has stays untraced.
+
+    PyTorch hands such a tensor on as it is, but torch.export writes the call and a check of the tensor beside it. Keras
+    converts whatever an operation reads, so that they are two of three operators of its programs and of the time.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class _Conversions(TorchFunctionMode):  # type: ignore[misc,unused-ignore]  # with and without torch
+        def __torch_function__(
+            self, function: Any, types: Any, arguments: tuple[Any, ...] = (), settings: dict[str, Any] | None = None
+        ) -> Any:
+            settings = settings or {}
+            if function is torch.Tensor.to and settings.keys() <= {"dtype", "device"}:
+                tensor, *asked = (*arguments, *settings.values())
+                if all(_has(tensor, one) for one in asked):
+                    return tensor
+            return function(*arguments, **settings)
+
+    return _Conversions()
+
+
+def _has(tensor: Any, asked: Any) -> bool:
+    """Tell whether a tensor has the type, or is on the device, that it is to be converted to."""
+    import torch
+
+    if isinstance(asked, torch.dtype):
+        return bool(tensor.dtype == asked)
+    return asked is None or (isinstance(asked, str | torch.device) and tensor.device == torch.device(asked))
 
 
 _Loop = Callable[..., tuple[Any, Any, list[Any]]]

@@ -20,12 +20,12 @@ from narrowgauge.graph.refusals import Refusal
 from narrowgauge.graph.shapes import infer_shapes
 from narrowgauge.importers.imported import ImportedModel
 from narrowgauge.importers.upgrade import OLDEST_OPSET, OPSET, UpgradeError, upgrade_opset
-from narrowgauge.importers.weights import check_stored_sizes, check_weights, map_external
+from narrowgauge.importers.weights import check_stored_sizes, check_weights, map_external, stored_tensors
 from narrowgauge.passes import simplify as simplify_model
 from narrowgauge.passes.fold_constants import fold_constants
 from narrowgauge.passes.fold_shapes import fold_shapes
 
-__all__ = ["check_weights", "load", "read"]
+__all__ = ["check_weights", "external_files", "load", "read"]
 
 _PER_CHANNEL_OPSET = 13
 """The first opset whose QuantizeLinear has an axis: an older network that cannot be upgraded is of no use."""
@@ -106,6 +106,17 @@ def read(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model
     return _read(model)[1]
 
 
+def external_files(path: Path) -> frozenset[Path]:
+    """List the files that a network's weights lie in, beside its own.
+
+    Raises:
+        ModelError: There is no such file, or it is not ONNX, damaged, or without its external data.
+    """
+    model = _opened(path)
+    check_stored_sizes(model, str(path))
+    return frozenset(Path(tensor.path) for tensor in stored_tensors(model) if isinstance(tensor, ir.ExternalTensor))
+
+
 def _read(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> tuple[str, ir.Model]:
     """Return what to call the network in messages, and the network."""
     if isinstance(model, ir.Model):
@@ -120,10 +131,14 @@ def _read(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> tuple[s
         message = f"expected a path, an onnx.ModelProto or an onnx_ir.Model, got {type(model).__name__}"
         raise ModelError(message)
     path = Path(model)
-    source = str(path)
-    loaded = _deserialised(_parsed(path), source)
+    return str(path), _checked(_opened(path), str(path))
+
+
+def _opened(path: Path) -> ir.Model:
+    """Deserialise a file; its external data are known by where they lie."""
+    loaded = _deserialised(_parsed(path), str(path))
     ir.external_data.set_base_dir(loaded.graph, path.absolute().parent)
-    return source, _checked(loaded, source)
+    return loaded
 
 
 def _checked(model: ir.Model, source: str) -> ir.Model:

@@ -74,25 +74,18 @@ def load(model: Any, *, simplify: bool = True, example: Any = None) -> ImportedM
     """
     if isinstance(model, ImportedModel):
         return model
-    framework = framework_of(model)
-    notes: tuple[str, ...] = ()
-    name, file, target = "", None, ""
-    if framework is None:
-        given = onnx_importer.read(model)
-        if isinstance(model, str | os.PathLike):
-            name, file = str(model), Path(model)
-    else:
-        converted = _convert(framework, model, example)
-        given, notes, target = converted.model, converted.notes, converted.target
-    parted = take_apart(given, target=target) if is_quantized(given) else None
-    if parted is not None and parted.plan.encodings:
-        given, file, notes = parted.model, None, (*notes, *parted.notes)
-    found = onnx_importer.load(given, simplify=simplify, name=name)
-    return replace(
-        found, notes=tuple(dict.fromkeys((*notes, *found.notes))), file=file,
-        framework=framework.name if framework is not None else "ONNX",
-        plan=parted.plan if parted is not None and parted.plan.encodings else None,
-    )  # fmt: skip
+    return _imported(model, _given(model, example), simplify=simplify)
+
+
+def read_and_load(model: Any) -> tuple[ir.Model, ImportedModel]:
+    """Do what `read` and `load` do, and convert the network of another framework only once.
+
+    Raises:
+        ModelError: see `load`.
+        MissingDependencyError: see `load`.
+    """
+    given = _given(model, None)
+    return given.model, _imported(model, given, simplify=True)
 
 
 def read(model: Any) -> ir.Model:
@@ -104,10 +97,7 @@ def read(model: Any) -> ir.Model:
     """
     if isinstance(model, ImportedModel):
         return model.original
-    framework = framework_of(model)
-    if framework is None:
-        return onnx_importer.read(model)
-    return _convert(framework, model, None).model
+    return _given(model, None).model
 
 
 def framework_of(model: Any) -> Framework | None:
@@ -133,6 +123,35 @@ def framework_of(model: Any) -> Framework | None:
     return next((one for one in FRAMEWORKS if path.name.lower().endswith(one.suffixes)), None)
 
 
-def _convert(framework: Framework, model: Any, example: Any) -> Converted:
+def _given(model: Any, example: Any) -> Converted:
+    """Return a network as it is, in ONNX."""
+    framework = framework_of(model)
+    if framework is None:
+        return Converted(model=onnx_importer.read(model))
     convert: Convert = importlib.import_module(f"narrowgauge.importers.{framework.module}").convert
     return convert(model, example=example)
+
+
+def _imported(model: Any, converted: Converted, *, simplify: bool) -> ImportedModel:
+    """Make of a network in ONNX the float one to work on, and the plan that it came with."""
+    framework = framework_of(model)
+    given, notes, plan = converted.model, converted.notes, None
+    path = Path(model) if isinstance(model, str | os.PathLike) else None
+    file = path if framework is None else None
+    parted = take_apart(given, target=converted.target) if is_quantized(given) else None
+    if parted is not None and parted.plan.encodings:
+        given, file, notes, plan = parted.model, None, (*notes, *parted.notes), parted.plan
+    found = onnx_importer.load(given, simplify=simplify, name=str(path or ""))
+    return replace(
+        found, notes=tuple(dict.fromkeys((*notes, *found.notes))), file=file, plan=plan, name=_name(model),
+        framework=framework.name if framework is not None else "ONNX",
+    )  # fmt: skip
+
+
+def _name(model: Any) -> str:
+    """What to call a network: its path, its graph's name, or the name of its class."""
+    if isinstance(model, str | os.PathLike):
+        return str(Path(model))
+    if isinstance(model, onnx.ModelProto | ir.Model):
+        return str(model.graph.name or "network")
+    return type(model).__name__

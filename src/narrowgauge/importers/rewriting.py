@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from narrowgauge.errors import ModelError
 from narrowgauge.graph.constants import constant_array
-from narrowgauge.graph.edits import all_nodes, graph_of, is_operator, new_node, take_place
+from narrowgauge.graph.edits import all_nodes, free_name, graph_of, is_operator, new_node, take_place
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,10 +93,7 @@ class Rewriter:
 
     def name(self, wanted: str) -> str:
         """Return a name that nothing else has, and keep it taken."""
-        name, number = wanted, 0
-        while name in self.taken:
-            number += 1
-            name = f"{wanted}_{number}"
+        name = free_name(wanted, self.taken)
         self.taken.add(name)
         return name
 

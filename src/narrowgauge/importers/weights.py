@@ -60,7 +60,7 @@ def check_stored_sizes(model: ir.Model, source: str) -> None:
     Raises:
         ModelError: Names the tensor and the file.
     """
-    for tensor in _stored_tensors(model):
+    for tensor in stored_tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
             _check_external(tensor, source)
 
@@ -90,7 +90,8 @@ def _initializers(model: ir.Model) -> Iterator[ir.Value]:
         yield from graph.initializers.values()
 
 
-def _stored_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+def stored_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """List the constants of a network: initializers, and those that are attributes of nodes."""
     for value in _initializers(model):
         if value.const_value is not None:
             yield value.const_value

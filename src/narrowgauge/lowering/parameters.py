@@ -17,7 +17,7 @@ from narrowgauge.core.numbers import IntegerType
 from narrowgauge.core.plan import Plan
 from narrowgauge.errors import PlanError
 from narrowgauge.graph.constants import constant_array
-from narrowgauge.graph.edits import new_node
+from narrowgauge.graph.edits import free_name, new_node
 
 
 @dataclass(slots=True)
@@ -41,10 +41,7 @@ class Parameters:
 
     def name(self, wanted: str) -> str:
         """Return a name that nothing else has, and keep it taken."""
-        name, number = wanted, 0
-        while name in self.taken:
-            number += 1
-            name = f"{wanted}_{number}"
+        name = free_name(wanted, self.taken)
         self.taken.add(name)
         return name
 

@@ -11,6 +11,7 @@ from narrowgauge.analysis.records import Analysis
 from narrowgauge.analysis.records_json import analysis_from_json, analysis_to_json
 from narrowgauge.core.plan import Plan, load_plan
 from narrowgauge.errors import OutputError, ReportError
+from narrowgauge.exporters.folder import SUMMARY, describe_file, write_summary
 from narrowgauge.report.render import render
 from narrowgauge.targets.registry import load_target
 from narrowgauge.targets.schema import Target
@@ -58,7 +59,7 @@ def report_again(folder: Path, target: Target | None = None) -> Path:
         NarrowgaugeError: if a file in it cannot be read.
     """
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         name = str(summary["target"])
     except (OSError, ValueError, KeyError, TypeError):
         raise ReportError(
@@ -68,7 +69,25 @@ def report_again(folder: Path, target: Target | None = None) -> Path:
     analysis = analysis_from_json(_text(file), source=str(file)) if file.exists() else None
     plan = load_plan(folder / "plan.json")
     write_report(folder, summary, analysis, plan=plan, target=target or load_target(name))
+    _list_again(folder, summary)
     return folder / REPORT
+
+
+def _list_again(folder: Path, summary: dict[str, Any]) -> None:
+    """Let a summary list the files that were written anew, so that `verify` does not take them for damaged."""
+    listed = summary.get("files")
+    if not isinstance(listed, dict):
+        return
+    fresh = folder / f".{SUMMARY}"
+    try:
+        again = [folder / name for name in (REPORT, ANALYSIS) if name in listed]
+        changed = {file.name: describe_file(file) for file in again if file.exists()}
+        write_summary({**summary, "files": {**listed, **changed}}, fresh)
+        fresh.replace(folder / SUMMARY)
+    except OSError as error:
+        raise OutputError(f"{folder / SUMMARY}: could not write the summary: {error.strerror}") from None
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def _text(file: Path) -> str:

@@ -110,8 +110,9 @@ def _tiles(run: Run) -> list[dict[str, str]]:
         tiles.append({"title": "Size", "value": figures.size(run.quantized_bytes),
                       "before": f"float {figures.size(run.float_bytes)}"})  # fmt: skip
     if run.quantized_ms is not None:
+        where = f" in {run.float_engine}" if run.float_engine else ""
         tiles.append({"title": "Latency, one thread", "value": figures.milliseconds(run.quantized_ms),
-                      "before": f"float {figures.milliseconds(run.float_ms)}"})  # fmt: skip
+                      "before": f"float {figures.milliseconds(run.float_ms)}{where}"})  # fmt: skip
     return tiles
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from narrowgauge.analysis.records import Step
 from narrowgauge.report import figures
+from narrowgauge.runtimes.engines import ENGINES
 
 Level = Literal["good", "loss", "broken", "unknown"]
 
@@ -52,6 +53,7 @@ class Run:
         quantized_bytes: size of the quantized one.
         float_ms: median latency of the float network.
         quantized_ms: likewise of the quantized one.
+        float_engine: title of the engine that the float network was timed in, where that is another; else "".
         seconds: per stage.
         files: name -> bytes.
         peak_bytes: largest memory of the run.
@@ -70,6 +72,7 @@ class Run:
     quantized_bytes: float | None
     float_ms: float | None
     quantized_ms: float | None
+    float_engine: str
     seconds: dict[str, float]
     files: dict[str, float]
     peak_bytes: float | None
@@ -96,6 +99,11 @@ class Verdict:
     sentences: tuple[str, ...]
 
 
+def _other_engine(runtimes: Mapping[str, Any]) -> str:
+    timed = runtimes.get("float")
+    return next((one.title for one in ENGINES if one.name == timed != runtimes.get("quantized")), "")
+
+
 def read_run(summary: Mapping[str, Any]) -> Run:
     """Take what is there from a summary; a key that is missing or of another kind is taken as not measured."""
     sizes, latency = _table(summary, "size_bytes"), _table(summary, "latency_ms")
@@ -112,6 +120,7 @@ def read_run(summary: Mapping[str, Any]) -> Run:
         quantized_bytes=_number(sizes.get("quantized")),
         float_ms=_number(latency.get("float")),
         quantized_ms=_number(latency.get("quantized")),
+        float_engine=_other_engine(_table(summary, "latency_runtimes")),
         seconds=_numbers(_table(summary, "seconds")),
         files=_numbers({
             name: entry.get("bytes") for name, entry in _table(summary, "files").items() if isinstance(entry, Mapping)

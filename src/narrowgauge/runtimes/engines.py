@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from narrowgauge.errors import MissingDependencyError, RuntimeFailure
+from narrowgauge.importers.onnx import external_files
 from narrowgauge.runtimes.program import Program
 
 
@@ -45,12 +46,12 @@ ENGINES: tuple[Engine, ...] = (
         install="pip install onnxruntime", suffixes=(".onnx", ".ort"),
     ),
     Engine(
-        name="openvino", title="OpenVINO", module="openvino", package="openvino",
-        install='pip install "narrowgauge[openvino]"', suffixes=(".xml", ".onnx", ".tflite"),
-    ),
-    Engine(
         name="litert", title="LiteRT", module="litert", package="ai_edge_litert",
         install='pip install "narrowgauge[litert]"', suffixes=(".tflite", ".lite"),
+    ),
+    Engine(
+        name="openvino", title="OpenVINO", module="openvino", package="openvino",
+        install='pip install "narrowgauge[openvino]"', suffixes=(".xml", ".onnx", ".tflite"),
     ),
     Engine(
         name="torch", title="PyTorch", module="pytorch", package="torch",
@@ -64,11 +65,20 @@ ENGINES: tuple[Engine, ...] = (
 
 
 def file_bytes(path: Path) -> int:
-    """Bytes of a network's file and of those that belong to it: weights that lie beside, by the file's own name."""
-    stem = path.name.removesuffix(".so").removesuffix(".xml")
-    beside = () if stem == path.name else (f"{stem}.bin", f"{stem}.params", f"{stem}.json")
-    files = [path, *(path.with_name(name) for name in beside)]
-    return sum(file.stat().st_size for file in files if file.exists())
+    """Count the bytes of a network's file and of those that belong to it.
+
+    These are the external data that an ONNX file names, and what lies beside a library or an IR by its name.
+
+    Raises:
+        ModelError: an ONNX file cannot be read.
+    """
+    if path.suffix.lower() == ".onnx":
+        beside = external_files(path)
+    else:
+        stem = path.name.removesuffix(".so").removesuffix(".xml")
+        names = () if stem == path.name else (f"{stem}.bin", f"{stem}.params", f"{stem}.json")
+        beside = frozenset(path.with_name(name) for name in names)
+    return sum(file.stat().st_size for file in {path, *beside} if file.exists())
 
 
 def engine_named(name: str) -> Engine:
@@ -86,10 +96,7 @@ def engine_named(name: str) -> Engine:
 def engines_for(path: Path) -> Sequence[Engine]:
     """List the engines that run such a file, the usual one first, whether or not they are installed."""
     name = path.name.lower()
-    found = [engine for engine in ENGINES if name.endswith(engine.suffixes)]
-    if name.endswith((".tflite", ".lite")):
-        found.sort(key=lambda engine: engine.name != "litert")
-    return found
+    return [engine for engine in ENGINES if name.endswith(engine.suffixes)]
 
 
 def engine_for(path: Path, runtime: str = "") -> Engine:
@@ -105,7 +112,8 @@ def engine_for(path: Path, runtime: str = "") -> Engine:
     fitting = engines_for(path)
     engine = engine_named(runtime) if runtime else next(iter(fitting), None)
     if engine is None or engine not in fitting:
-        kinds = ", ".join(dict.fromkeys(suffix for one in ENGINES for suffix in one.suffixes))
+        able = ENGINES if engine is None else (engine,)
+        kinds = ", ".join(dict.fromkeys(suffix for one in able for suffix in one.suffixes))
         who = f"{runtime} does not run" if runtime else "no engine runs"
         raise RuntimeFailure(f"{path}: {who} such a file; expected one of {kinds}")
     return engine

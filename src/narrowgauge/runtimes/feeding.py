@@ -8,11 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from narrowgauge.data.inputs import InputSpec, has_batch_axis, rows_per_run, shape_fits
+from narrowgauge.data.inputs import InputSpec, cast, has_batch_axis, rows_per_run, shape_fits
 from narrowgauge.errors import DataError
 from narrowgauge.runtimes.program import Array, Program, Run
 
 _IMAGES_RANK = 4
+
+_KINDS = ("fV", "iu")
+"""NumPy's kinds of types between which numbers keep their meaning; V is how it sees bfloat16."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,18 +23,24 @@ class Route:
     """How one input reaches a program.
 
     Attributes:
-        name: what the program calls it.
+        taken: the program's input.
         axes: order of axes for `transpose`, None as they are.
     """
 
-    name: str
+    taken: InputSpec
     axes: tuple[int, ...] | None
+
+    @property
+    def name(self) -> str:
+        """What the program calls it."""
+        return self.taken.name
 
 
 def routes(program: Program, inputs: Sequence[InputSpec]) -> dict[str, Route]:
     """Pair the inputs of a network with those of a program, by name or, failing that, in order.
 
-    Images pass between NCHW and NHWC where only one of the two layouts fits.
+    Images pass between NCHW and NHWC where only one of the two layouts fits, numbers between types of one kind
+    (float16 and float32, int32 and int64).
 
     Raises:
         DataError: the program takes other inputs.
@@ -43,7 +52,7 @@ def routes(program: Program, inputs: Sequence[InputSpec]) -> dict[str, Route]:
         pairs = list(zip(inputs, program.inputs, strict=True))
     else:
         raise DataError(f"expected two networks with the same inputs, got {_text(inputs)} and {_text(program.inputs)}")
-    return {one.name: Route(name=other.name, axes=_axes(one, other)) for one, other in pairs}
+    return {one.name: _route(one, other) for one, other in pairs}
 
 
 def taking(program: Program, inputs: Sequence[InputSpec], outputs: Sequence[str]) -> Run:
@@ -77,12 +86,26 @@ def taking(program: Program, inputs: Sequence[InputSpec], outputs: Sequence[str]
 
 
 def rerouted(feed: Mapping[str, Array], routed: Mapping[str, Route]) -> dict[str, Array]:
-    """Name and turn the arrays of a feed for the network that the routes lead to."""
-    return {route.name: _turned(feed[name], route.axes) for name, route in routed.items() if name in feed}
+    """Name and turn the arrays of a feed for the network that the routes lead to, and convert them to its types.
+
+    Raises:
+        DataError: an integer does not fit the other network's type.
+    """
+    return {route.name: _turned(feed[name], route, name) for name, route in routed.items() if name in feed}
 
 
 def _text(specs: Sequence[InputSpec]) -> str:
     return ", ".join(map(str, specs)) or "none"
+
+
+def _route(one: InputSpec, other: InputSpec) -> Route:
+    kinds = next((kinds for kinds in _KINDS if one.dtype.kind in kinds), one.dtype.kind)
+    if other.dtype.kind not in kinds:
+        raise DataError(
+            f"expected two networks with the same inputs; the first takes {one}, the second {other}: export them with "
+            f"one type, such as {one.dtype}"
+        )
+    return Route(taken=other, axes=_axes(one, other))
 
 
 def _axes(one: InputSpec, other: InputSpec) -> tuple[int, ...] | None:
@@ -107,8 +130,8 @@ def _fits(shape: Sequence[int | None], expected: Sequence[int | None]) -> bool:
     return shape_fits([0 if extent is None else extent for extent in known], expected[1:])
 
 
-def _turned(array: Array, axes: tuple[int, ...] | None) -> Array:
-    return array if axes is None else np.ascontiguousarray(array.transpose(axes))
+def _turned(array: Array, route: Route, name: str) -> Array:
+    return cast(array if route.axes is None else array.transpose(route.axes), route.taken, f"input {name!r}")
 
 
 def _in_runs(run: Run, feed: Mapping[str, Array], rows: int) -> dict[str, Array]:

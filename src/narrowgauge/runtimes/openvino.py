@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def open_program(path: Path, *, threads: int | None = None) -> Program:
         MissingDependencyError: OpenVINO is not installed.
     """
     try:
-        import openvino
+        core = the_core()
     except ImportError as error:
         raise MissingDependencyError(
             f'{path}: OpenVINO would run it, but it cannot be imported ({error}): pip install "narrowgauge[openvino]"'
@@ -55,7 +56,6 @@ def open_program(path: Path, *, threads: int | None = None) -> Program:
     declared = read(path) if path.suffix.lower() == ".onnx" else None
     if not path.is_file():
         raise RuntimeFailure(f"{path}: expected a network file, there is none")
-    core = openvino.Core()
     model = _told(lambda: core.read_model(path), f"{path}: OpenVINO could not read the network")
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",
@@ -75,6 +75,26 @@ def open_program(path: Path, *, threads: int | None = None) -> Program:
     compiled = _told(lambda: core.compile_model(model, "CPU", settings), f"{path}: OpenVINO could not load the network")
     positions = _positions(compiled, [spec.name for spec in inputs], path)
     return Program(inputs=inputs, outputs=outputs, run=_runner(compiled, inputs, positions, outputs, ends))
+
+
+def the_core() -> openvino.Core:
+    """Return OpenVINO's core, one for the process, never closed.
+
+    OpenVINO 2026.4's CPU plugin gives the thread a stack for its signals, and back the one before when it is closed. Of
+    two cores that are closed in the order in which they were opened, the second gives back the first one's, which is
+    gone: the next signal, such as Ctrl-C, would end the process without any cleaning up.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+    """
+    import openvino
+
+    return _made_once(openvino.Core)
+
+
+@functools.cache
+def _made_once(make: Callable[[], openvino.Core]) -> openvino.Core:
+    return make()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

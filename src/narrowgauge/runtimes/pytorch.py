@@ -148,6 +148,9 @@ def _strings(record: Any, key: str, count: int) -> tuple[str, ...]:
 def _runner(
     program: Any, call: Callable[..., Any], inputs: tuple[InputSpec, ...], outputs: tuple[str, ...], threads: int | None
 ) -> Run:
+    names = set(program.graph_signature.user_inputs)
+    kinds = [node.meta["val"].dtype for node in program.graph.nodes if node.name in names]
+
     def run(feed: Mapping[str, Array]) -> dict[str, Array]:
         import torch
         from torch.utils import _pytree as trees
@@ -157,9 +160,6 @@ def _runner(
             if got is None or not shape_fits(got.shape, spec.shape):
                 came = "nothing" if got is None else shape_text(got.shape)
                 raise RuntimeFailure(f"PyTorch could not run the network: expected the input {spec}, got {came}")
-        kinds = [
-            node.meta["val"].dtype for node in program.graph.nodes if node.name in program.graph_signature.user_inputs
-        ]
         tensors = [
             torch.from_numpy(np.array(feed[spec.name], order="C")).to(kind)
             for spec, kind in zip(inputs, kinds, strict=True)

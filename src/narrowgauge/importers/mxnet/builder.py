@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from narrowgauge.errors import ModelError
+from narrowgauge.graph.edits import free_name
 
 OPSET = 21
 
@@ -44,10 +45,7 @@ class Builder:
 
     def name(self, wanted: str) -> str:
         """Return a name that nothing else has, and keep it taken."""
-        name, number = wanted, 0
-        while name in self.taken:
-            number += 1
-            name = f"{wanted}_{number}"
+        name = free_name(wanted, self.taken)
         self.taken.add(name)
         return name
 

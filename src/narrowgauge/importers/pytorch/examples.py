@@ -141,6 +141,8 @@ def _item(example: Any, parameters: _Parameters) -> tuple[Any, bool]:
     if callable(example) and not isinstance(example, Iterable) and not hasattr(example, "__getitem__"):
         return _first(example(), "data"), True
     item = _first(example, "data")
+    if _has_single_samples(example):
+        item = _batch_of_one(item)
     whole = isinstance(example, Sequence) and _call(item, parameters, from_data=True) is None
     return (tuple(example), False) if whole else (item, True)
 
@@ -229,6 +231,25 @@ def _is_label(value: Any) -> bool:
 def _is_single(label: Any) -> bool:
     """Tell the label of one sample without a batch axis."""
     return isinstance(label, int | np.integer) or (_is_array(label) and len(label.shape) == 0)
+
+
+def _has_single_samples(example: Any) -> bool:
+    """Tell whether data are one of PyTorch's data sets by index, which loaders make batches of."""
+    import torch
+
+    data = torch.utils.data
+    return isinstance(example, data.Dataset) and not isinstance(example, data.IterableDataset)
+
+
+def _batch_of_one(item: Any) -> Any:
+    """Put a batch axis before all arrays of one sample; where there is a single label, that is done beside it."""
+    if _is_array(item):
+        return _batch(item, single=True)
+    values = list(item.values()) if isinstance(item, Mapping) else list(item) if isinstance(item, tuple | list) else []
+    if not values or any(map(_is_single, values)):
+        return item
+    batches = [_batch(value, single=True) for value in values]
+    return dict(zip(item, batches, strict=True)) if isinstance(item, Mapping) else tuple(batches)
 
 
 def _batch(value: Any, *, single: bool) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -33,24 +33,33 @@ def module_to_onnx(module: Any, call: Call, notes: list[str], watch: Watch | Non
     """
     module = _on_processor(module, notes)
     rows = with_rows(call)
-    if rows is not None:
-        # A failure is not final: a network that takes only its own number of rows fails with two.
-        with contextlib.suppress(Exception):
-            program = _trace(module, rows, watch, any_rows=True)
-            if _takes_any_rows(program):
-                return to_onnx(program)
+    program = _traced_for_any_rows(module, rows, watch) if rows is not None else None
+    if program is not None:
+        return to_onnx(program)
     try:
-        program = _trace(module, call, watch, any_rows=False)
+        program = _trace_either(module, call, watch)
     except Exception as error:  # what the user's own code raises while it is traced
         _raise_own(error)
         raise ModelError(
             f"{type(module).__name__}: expected a module that torch.export can trace with the example inputs, but it "
-            f"failed: {_reason(error)}; export it yourself with torch.export.export and give the program"
+            f"failed: {_reason(error)}; {_remedy(call)}"
         ) from error
     model = to_onnx(program)
     if rows is not None:
         notes.append("the network takes only batches as large as the example's: PyTorch cannot export it for any size")
     return model
+
+
+def _remedy(call: Call) -> str:
+    """Say what to do about a module that failed."""
+    given = call.positional[0] if len(call.positional) == 1 and not call.named else None
+    if isinstance(given, Mapping):
+        keys = ", ".join(repr(key) for key in given)
+        return (
+            f"it was given the dict of {keys} itself, since these are no parameters of its forward; name them after "
+            "the parameters"
+        )
+    return "export it yourself with torch.export.export and give the program"
 
 
 def _takes_any_rows(program: Any) -> bool:
@@ -113,13 +122,37 @@ def evaluating(module: Any) -> Iterator[None]:
             part.training = training
 
 
-def _trace(module: Any, call: Call, watch: Watch | None, *, any_rows: bool) -> Any:
+def _traced_for_any_rows(module: Any, rows: Call, watch: Watch | None) -> Any:
+    """Trace with the number of rows left open; None where that does not work.
+
+    A failure is not final: a network that takes only its own number of rows fails with two. Where Python makes a number
+    of the batch's size, `int(rows / windows)`, the size stays open only if bytecode is followed.
+    """
+    for strict in (False, True):
+        with contextlib.suppress(Exception):
+            program = _trace(module, rows, watch, any_rows=True, strict=strict)
+            if _takes_any_rows(program):
+                return program
+    return None
+
+
+def _trace_either(module: Any, call: Call, watch: Watch | None) -> Any:
+    """Trace for the example's own sizes, in the first way that works; the first way's failure says most."""
+    try:
+        return _trace(module, call, watch, any_rows=False, strict=False)
+    except Exception:
+        with contextlib.suppress(Exception):
+            return _trace(module, call, watch, any_rows=False, strict=True)
+        raise
+
+
+def _trace(module: Any, call: Call, watch: Watch | None, *, any_rows: bool, strict: bool) -> Any:
     """Trace with torch.export, which follows either Python (`strict=False`) or its bytecode."""
     with evaluating(module), silence(), taking_over(watch) if watch is not None else contextlib.nullcontext():
-        return _exported(module, call, any_rows=any_rows)
+        return _exported(module, call, any_rows=any_rows, strict=strict)
 
 
-def _exported(module: Any, call: Call, *, any_rows: bool) -> Any:
+def _exported(module: Any, call: Call, *, any_rows: bool, strict: bool) -> Any:
     import torch
     from torch.utils import _pytree as pytree
 
@@ -131,14 +164,7 @@ def _exported(module: Any, call: Call, *, any_rows: bool) -> Any:
         shapes = tuple(pytree.tree_map(dynamic, value) for value in call.positional)
         if call.named:
             shapes = _by_parameter(module, call, shapes, dynamic)
-    failure: Exception | None = None
-    for strict in (False, True):
-        try:
-            return torch.export.export(module, call.positional, dict(call.named), dynamic_shapes=shapes, strict=strict)
-        except Exception as error:
-            failure = failure or error
-    assert failure is not None
-    raise failure
+    return torch.export.export(module, call.positional, dict(call.named), dynamic_shapes=shapes, strict=strict)
 
 
 def _by_parameter(module: Any, call: Call, shapes: tuple[Any, ...], dynamic: Any) -> dict[str, Any]:
@@ -147,7 +173,7 @@ def _by_parameter(module: Any, call: Call, shapes: tuple[Any, ...], dynamic: Any
 
     from torch.utils import _pytree as pytree
 
-    bound = inspect.signature(module.forward).bind(*shapes)
+    bound = inspect.signature(module.forward).bind_partial(*shapes)
     named = {name: pytree.tree_map(dynamic, value) for name, value in call.named.items()}
     return {**bound.arguments, **named}
 
@@ -157,6 +183,11 @@ def _on_processor(module: Any, notes: list[str]) -> Any:
     import torch
 
     numbers = [*module.parameters(), *module.buffers()]
+    if any(one.is_meta for one in numbers):
+        raise ModelError(
+            f"{type(module).__name__}: expected weights, got tensors on the device 'meta', which have none; load the "
+            "state dict with load_state_dict(..., assign=True) first"
+        )
     elsewhere = any(one.device.type != "cpu" for one in numbers)
     narrow = {one.dtype for one in numbers} & {torch.bfloat16, torch.float16}
     if not elsewhere and not narrow:

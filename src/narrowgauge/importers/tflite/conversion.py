@@ -234,8 +234,9 @@ def _notes(source: Graph, others: int) -> list[str]:
         and _has_levels(source.tensors, operator)
     ]
     if hybrid:
+        layers = "1 layer has" if len(hybrid) == 1 else f"{len(hybrid)} layers have"
         notes.append(
-            f"{len(hybrid)} layers have integer weights and float activations, which TFLite's own kernels round at run "
+            f"{layers} integer weights and float activations, which TFLite's own kernels round at run "
             "time; here only the weights are rounded"
         )
     return notes

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from narrowgauge.errors import ModelError
+from narrowgauge.graph.edits import free_name
 from narrowgauge.importers.tflite.network import Graph, Operator, Quantization, Tensor
 
 Order = tuple[int, ...]
@@ -94,10 +95,7 @@ class Emitter:
 
     def name(self, wanted: str) -> str:
         """Return a name that nothing else has, and keep it taken."""
-        name, number = wanted, 0
-        while name in self.taken:
-            number += 1
-            name = f"{wanted}_{number}"
+        name = free_name(wanted, self.taken)
         self.taken.add(name)
         return name
 
@@ -173,6 +171,8 @@ class Emitter:
     def constant_value(self, tensor: Tensor, order: Order, *, named: bool) -> ir.Value:
         """Make an initializer of a constant, or of its levels, with a DequantizeLinear behind."""
         array, quantization = tensor.array(), tensor.encoding
+        if order and quantization is not None and quantization.block:
+            raise ModelError(f"tensor {tensor.name!r} has scales of blocks, expected one scale or one along an axis")
         array, axis = permuted(array, order, 0 if quantization is None else quantization.axis)
         if quantization is None:
             return self.constant(tensor.name, array, named=named)
@@ -204,6 +204,8 @@ class Emitter:
         ]  # fmt: skip
         suffix = "quantized" if operator == "QuantizeLinear" else "dequantized"
         attributes = {"axis": axis} if quantization.per_channel else {}
+        if quantization.block:
+            attributes["block_size"] = quantization.block
         return self.nodes(operator, inputs, attributes, name=f"{name}_{suffix}")[0]
 
     def write(self, index: int, value: ir.Value, order: Order = (), *, output: str = "") -> None:

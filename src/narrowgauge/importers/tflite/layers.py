@@ -107,6 +107,8 @@ def bias(call: Call, number: int, *, activation: int = 0) -> ir.Value | None:
     weights = call.tensor(1).encoding
     if scales is None or weights is None or scales.per_channel:
         raise call.refusal(f"expected a float bias beside float activations, got {tensor.type}")
+    if weights.block:
+        raise call.refusal("its sums have no one unit, as its weights have scales of blocks: expected a float bias")
     return integer_bias(call, number, (scales.scale * weights.scale).astype(np.float32))
 
 

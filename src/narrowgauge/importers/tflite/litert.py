@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,7 @@ class _Reader:
         records = [graph.Tensors(number) for number in range(self.counted(graph.TensorsLength()))]
         names = unique_names([_text(record.Name()) for record in records])
         tensors = tuple(self.tensor(model, record, name) for record, name in zip(records, names, strict=True))
+        tensors = tuple(self.in_blocks(one, record, tensors) for one, record in zip(tensors, records, strict=True))
         operators = tuple(
             self.operator(number, graph.Operators(number), codes, len(tensors))
             for number in range(self.counted(graph.OperatorsLength()))
@@ -198,11 +199,46 @@ class _Reader:
         return Quantization(scale=scale, zero_point=zero_point, axis=axis)
 
     def other_quantization(self, record: Any) -> str:
-        kind = self.schema.QuantizationDetails.NONE if record is None else record.DetailsType()
-        if kind == self.schema.QuantizationDetails.NONE:
+        details = self.schema.QuantizationDetails
+        kind = details.NONE if record is None else record.DetailsType()
+        if kind in (details.NONE, details.BlockwiseQuantization):
             return ""
-        how = _name_of(self.schema.QuantizationDetails, kind)
-        return f"is quantized by {how}; expected one scale, or one along an axis"
+        how = _name_of(details, kind)
+        return f"is quantized by {how}; expected one scale, one along an axis, or one for each block"
+
+    def in_blocks(self, tensor: Tensor, record: Any, tensors: tuple[Tensor, ...]) -> Tensor:
+        """Give a matrix the scales of its blocks, which are another tensor; other tensors come back as they are.
+
+        A block is a run of numbers along the last axis; LiteRT's kernels know neither zero points nor scales of
+        0 (XNNPACK, qb4w).
+        """
+        quantization = record.Quantization()
+        if quantization is None or quantization.DetailsType() != self.schema.QuantizationDetails.BlockwiseQuantization:
+            return tensor
+        where, table = f"tensor {tensor.name!r}", quantization.Details()
+        if table is None:
+            raise ModelError(f"{where} is quantized in blocks, but the file does not say in which; it is damaged")
+        made = self.schema.BlockwiseQuantizationT.InitFromBuf(table.Bytes, table.Pos)
+        scales = tensors[_required(made.scales, len(tensors), where)]
+        scale = scales.array()
+        if scale.dtype.kind != "f" or not np.isfinite(scale).all() or (scale <= 0).any():
+            raise ModelError(f"{where}: expected positive finite scales in {scales.name!r}, which is {scales.type}")
+        blocks = (*scale.shape[:-1], scale.shape[-1] * made.blockSize) if scale.ndim else ()
+        if made.blockSize < 1 or len(tensor.shape) != 2 or tensor.data is None or blocks != tensor.shape:
+            raise ModelError(
+                f"{where}: expected a constant matrix in blocks of {made.blockSize} along its last axis, each "
+                f"with a scale, got shape {list(tensor.shape)} and scales of shape {list(scale.shape)}; convert the "
+                "network again"
+            )
+        if made.zeroPoints >= 0 and tensors[_required(made.zeroPoints, len(tensors), where)].array().any():
+            raise ModelError(f"{where} has zero points of blocks; expected none, as LiteRT's kernels take none")
+        zero_point = np.zeros(scale.shape, dtype=np.int64)
+        return replace(
+            tensor,
+            quantization=Quantization(
+                scale=scale.astype(np.float32), zero_point=zero_point, axis=1, block=int(made.blockSize)
+            ),
+        )
 
     def operator(self, number: int, record: Any, codes: list[tuple[str, Any]], tensors: int) -> Operator:
         if record.OpcodeIndex() >= len(codes):

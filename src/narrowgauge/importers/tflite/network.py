@@ -41,19 +41,22 @@ class Quantization:
     """How the integers of a tensor stand for real numbers: `real = scale * (level - zero_point)`.
 
     Attributes:
-        scale: float32, shape (channels,), or (1,) for one scale.
+        scale: float32, shape (channels,), or (1,) for one scale; of blocks the tensor's shape with `axis` divided by
+            the block's size.
         zero_point: int64, same shape.
-        axis: along which the scales lie; 0 where there is one.
+        axis: along which the scales lie, or the blocks; 0 where there is one.
+        block: how many numbers along `axis` share a scale; 0 where the scales are no blocks'.
     """
 
     scale: npt.NDArray[np.float32]
     zero_point: npt.NDArray[np.int64]
     axis: int
+    block: int = 0
 
     @property
     def per_channel(self) -> bool:
-        """Whether there is more than one scale."""
-        return self.scale.size > 1
+        """Whether there is more than one scale, or one for each block."""
+        return self.scale.size > 1 or self.block > 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

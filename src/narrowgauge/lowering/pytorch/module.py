@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from narrowgauge.errors import MissingDependencyError, TargetError
 from narrowgauge.graph.constants import lift_constants
+from narrowgauge.graph.edits import free_name
 from narrowgauge.lowering.pytorch.call import Call, as_tensor
 from narrowgauge.lowering.pytorch.elementwise import Function
 from narrowgauge.lowering.pytorch.known import compute
@@ -122,12 +123,8 @@ def identifiers(names: Iterable[str], reserved: Iterable[str] = ()) -> dict[str,
     for name in dict.fromkeys(names):
         base = re.sub(r"\W", "_", name, flags=re.ASCII)
         base = f"_{base}" if not base or base[0].isdigit() or keyword.iskeyword(base) else base
-        chosen, number = base, 0
-        while chosen in taken:
-            number += 1
-            chosen = f"{base}_{number}"
-        taken.add(chosen)
-        found[name] = chosen
+        found[name] = free_name(base, taken)
+        taken.add(found[name])
     return found
 
 
