@@ -96,6 +96,11 @@ def test_targets_are_known_before_anything_is_done(
     assert not (tmp_path / "out").exists()
 
 
+def test_data_that_can_be_read_once_are_refused_before_the_work(quantized: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected data that can be read again"):
+        export_targets(quantized, TARGETS, out=tmp_path / "out", data=iter([IMAGES]))
+
+
 def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="expected a folder that `narrowgauge quantize` wrote"):
         export_targets(tmp_path, TARGETS, out=tmp_path / "out")

@@ -85,6 +85,11 @@ def export_targets(  # noqa: PLR0913 - the command line's options, by the same n
     asked = list(dict.fromkeys(_asked(targets)))
     recipe = load_recipe(recipe)  # one that is not there is refused before anything takes its time
     progress = progress or Progress()
+    if isinstance(data, Iterator):
+        raise DataError(
+            "expected data that can be read again, for each target; got an iterator: give a list, arrays, a data "
+            "loader, or a function that returns an iterator"
+        )
     check_free(Path(out), force=force, reads=(source, data))
     network, statistics, beside = _source(source)
     imported = load(network, example=data)

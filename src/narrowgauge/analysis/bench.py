@@ -81,7 +81,7 @@ def _in_engines(models: Sequence[Path], runtimes: Sequence[str]) -> Iterator[tup
     for path in models:
         fitting = [name for name in runtimes if engine_named(name) in engines_for(path)]
         if runtimes and not fitting and engines_for(path):
-            raise RuntimeFailure(f"{path}: none of {', '.join(runtimes)} runs such a file")
+            raise RuntimeFailure(f"{path}: {' and '.join(runtimes)} cannot run such a file")
         yield from ((path, name) for name in fitting or [""])
 
 

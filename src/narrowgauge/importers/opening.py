@@ -17,6 +17,7 @@ from narrowgauge.graph.quantized import is_quantized
 from narrowgauge.importers import onnx as onnx_importer
 from narrowgauge.importers.imported import Converted, ImportedModel
 from narrowgauge.importers.prequantized import take_apart
+from narrowgauge.importers.widening import NOTE, is_narrow, widen_to_float32
 
 Convert = Callable[..., Converted]
 """`convert(source, *, example)`: `source` is a path or an object, `example` what is known of its inputs: the user's
@@ -141,6 +142,9 @@ def _imported(model: Any, converted: Converted, *, simplify: bool) -> ImportedMo
     parted = take_apart(given, target=converted.target) if is_quantized(given) else None
     if parted is not None and parted.plan.encodings:
         given, file, notes, plan = parted.model, None, (*notes, *parted.notes), parted.plan
+    elif parted is None and is_narrow(given):
+        given, file, notes = given.clone(), None, (*notes, NOTE)
+        widen_to_float32(given)
     found = onnx_importer.load(given, simplify=simplify, name=str(path or ""))
     return replace(
         found, notes=tuple(dict.fromkeys((*notes, *found.notes))), file=file, plan=plan, name=_name(model),

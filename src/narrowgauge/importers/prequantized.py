@@ -47,7 +47,7 @@ from narrowgauge.importers.qoperator import rewrite_qoperators
 from narrowgauge.importers.rewriting import Rewriter
 from narrowgauge.importers.roundings import Roundings, StoredBias, mark_roundings, steps_of
 from narrowgauge.importers.stored_weights import restore_stored_weights
-from narrowgauge.importers.widening import widen_to_float32
+from narrowgauge.importers.widening import NOTE, is_narrow, widen_to_float32
 from narrowgauge.passes.fold_constants import fold_constants
 
 _DEFAULT_TARGET = "onnxruntime"
@@ -99,7 +99,9 @@ def take_apart(model: ir.Model, *, target: str = "") -> Parted:
         ModelError: an operator of integers is not known; the message names the node.
     """
     rewriter = Rewriter(_in_pairs(model))
-    widen_to_float32(rewriter)
+    if is_narrow(rewriter.model):
+        widen_to_float32(rewriter.model)
+        rewriter.note(NOTE)
     rewrite_qoperators(rewriter)
     restore_stored_weights(rewriter)
     remove_unused(rewriter.model)

@@ -7,22 +7,30 @@ import onnx_ir as ir
 
 from narrowgauge.graph.constants import set_constant
 from narrowgauge.graph.edits import all_nodes, is_operator
-from narrowgauge.importers.rewriting import Rewriter
 
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "stash_type")
 
 
-def widen_to_float32(rewriter: Rewriter) -> None:
+NOTE = (
+    "the given network computes in 16-bit floating point; here it computes, takes and gives float32, so results that "
+    "lie on the border of two levels may differ"
+)
+"""What a person should know of a network that was widened."""
+
+
+def is_narrow(model: ir.Model) -> bool:
+    """Tell whether any value of a network is float16 or bfloat16."""
+    return any(_is_narrow(value) for value in _values(model))
+
+
+def widen_to_float32(model: ir.Model) -> None:
     """Let all that is float16 or bfloat16 be float32, in place: weights, scales, inputs, outputs and conversions.
 
     Every number of a 16-bit type is one of float32, so weights and scales stay what they are; only the rounding of
-    intermediate results to 16 bits goes. A note says so.
+    intermediate results to 16 bits goes. `NOTE` says so.
     """
-    model = rewriter.model
-    if not any(_is_narrow(value) for value in _values(model)):
-        return
     for graph in model.graphs():
         for value in graph.initializers.values():
             if value.const_value is not None and value.const_value.dtype in _NARROW:
@@ -32,10 +40,6 @@ def widen_to_float32(rewriter: Rewriter) -> None:
             value.type = ir.TensorType(ir.DataType.FLOAT)
     for node in all_nodes(model):
         _widen_attributes(node)
-    rewriter.note(
-        "the given network computes in 16-bit floating point; here it computes, takes and gives float32, so results "
-        "that lie on the border of two levels may differ"
-    )
 
 
 def _values(model: ir.Model) -> list[ir.Value]:
