@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import onnx
@@ -47,6 +48,7 @@ def test_another_frameworks_network_is_converted_once(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(mxnet, "convert", convert)
     path = tmp_path / "net-symbol.json"
+    path.touch()
     given, imported = read_and_load(path)
     assert seen == [path]
     assert given is imported.original
@@ -66,3 +68,13 @@ def test_a_files_framework(name: str, framework: str | None) -> None:
 def test_what_nobody_reads_is_refused() -> None:
     with pytest.raises(ModelError, match=r"expected a path, an ONNX network, .* got dict"):
         load({})
+
+
+@pytest.mark.parametrize("name", ["gone.keras", "gone.pt2", "gone.tflite", "gone-symbol.json"])
+def test_a_missing_file_is_said_before_a_missing_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for package in ("keras", "torch", "ai_edge_litert"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ModelError, match=r"gone.*: no such file"):
+        load(tmp_path / name)

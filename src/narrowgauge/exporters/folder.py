@@ -24,7 +24,7 @@ from narrowgauge.exporters.formats import Export, Format
 from narrowgauge.exporters.forms import Forms
 from narrowgauge.exporters.onnx import write_onnx
 from narrowgauge.graph.digest import network_digest
-from narrowgauge.runtimes.engines import engines_for
+from narrowgauge.runtimes.engines import engines_for, file_bytes
 
 MODEL, SIMULATED, INTEGER = "model.onnx", "simulated.onnx", "integer.onnx"
 FLOAT, ORIGINAL = "float.onnx", "original.onnx"
@@ -213,31 +213,27 @@ def write_forms(
     runnable = MODEL if forms.exported is not None else SIMULATED
     runs = {engine.name for engine in engines_for(folder / MODEL)}  # a target's engine may run only its other format
     runtime = forms.target.runtime if forms.exported is not None and forms.target.runtime in runs else ""
-    return Written(folder=folder, runnable=folder / runnable, runtime=runtime, size_bytes=_sized(folder / runnable))
+    return Written(folder=folder, runnable=folder / runnable, runtime=runtime, size_bytes=file_bytes(folder / runnable))
 
 
 def _write_format(folder: Path, format: Format, export: Export) -> Written:
     """Write the target's own files; what its format cannot say leaves the simulation, with a note."""
     before = set(folder.iterdir())
-    simulated = Written(folder=folder, runnable=folder / SIMULATED, runtime="", size_bytes=_sized(folder / SIMULATED))
+    simulated = Written(
+        folder=folder, runnable=folder / SIMULATED, runtime="", size_bytes=file_bytes(folder / SIMULATED)
+    )
     try:
         exported = format.write(export, folder)
     except TargetError as error:
         for path in set(folder.iterdir()) - before:
             path.unlink()
-        return replace(simulated, notes=(f"WARNING: the {format.title} was not written: {error}",))
+        return replace(simulated, notes=(f"WARNING: not written: {format.title}: {error}",))
     if exported.runnable is None:
         return replace(simulated, notes=exported.notes)
     size = sum(path.stat().st_size for path in set(folder.iterdir()) - before)
     return Written(
         folder=folder, runnable=exported.runnable, runtime=export.target.runtime, size_bytes=size, notes=exported.notes
     )
-
-
-def _sized(path: Path) -> int:
-    """Bytes of an ONNX file with what lies beside it."""
-    beside = path.with_name(f"{path.name}.data")
-    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
 
 
 def write_preprocess(preprocess: Preprocess, path: Path) -> None:

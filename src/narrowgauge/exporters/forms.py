@@ -105,8 +105,8 @@ def forms_for(target: Target, model: ir.Model, plan: Plan, *, form: str = "") ->
         notes.append(f"no file for {target.name} itself yet: the plan and its simulation are written")
     elif not written.installed:
         notes.append(
-            f"WARNING: the {written.title} was not written, only the plan and its simulation: that takes "
-            f"{written.package}, which is not installed: {written.install}"
+            f"WARNING: not written: {written.title}, only the plan and its simulation: that takes {written.package}, "
+            f"which is not installed: {written.install}"
         )
     integer = None
     if target.arithmetic.requantization == "onnxruntime" and not refused and plan.mode != "weight-only":

@@ -129,6 +129,8 @@ def _given(model: Any, example: Any) -> Converted:
     framework = framework_of(model)
     if framework is None:
         return Converted(model=onnx_importer.read(model))
+    if isinstance(model, str | os.PathLike) and not Path(model).exists():  # said before a missing package is
+        raise ModelError(f"{model}: no such file; give the path of a network")
     convert: Convert = importlib.import_module(f"narrowgauge.importers.{framework.module}").convert
     return convert(model, example=example)
 
