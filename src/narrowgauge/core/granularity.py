@@ -22,6 +22,15 @@ class PerAxis:
 
 
 @dataclass(frozen=True, slots=True)
+class PowerOfTwoFactor(PerAxis):
+    """One scale per index of `axis`, each a power of two times the smallest; scale shape as of `PerAxis`.
+
+    Lin et al., "FQ-ViT: Post-Training Quantization for Fully Quantized Vision Transformer", 2022, "Power-of-Two Factor
+    for Integer LayerNorm". Levels of different channels then add up in integers: `(level - zero_point) << shift`.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class PerBlock:
     """One scale per run of `size` elements along `axis` (ONNX's blocked quantization).
 
@@ -40,7 +49,9 @@ Granularity = PerTensor | PerAxis | PerBlock
 
 
 def granularity_words(granularity: Granularity) -> str:
-    """Say what one scale covers: "tensor", "axis 0", "axis 0, blocks of 32"."""
+    """Say what one scale covers: "tensor", "axis 0", "axis 0, powers of two apart", "axis 0, blocks of 32"."""
+    if isinstance(granularity, PowerOfTwoFactor):
+        return f"axis {granularity.axis}, powers of two apart"
     if isinstance(granularity, PerAxis):
         return f"axis {granularity.axis}"
     if isinstance(granularity, PerBlock):
