@@ -76,6 +76,22 @@ def quantize(values: npt.ArrayLike, encoding: Encoding, *, rounding: Rounding = 
     return levels.astype(encoding.type.storage)
 
 
+def bounds_in_levels(bounds: tuple[float, float], encoding: Encoding) -> tuple[int, int]:
+    """Round bounds to levels, half to even, within those of the type; an infinite one is the type's end.
+
+    Rounding keeps the order of numbers, so that cutting levels at these is cutting the numbers before they are rounded.
+
+    Args:
+        bounds: the lower and the upper one, real units.
+        encoding: of one scale.
+    """
+    ends = []
+    for bound in bounds:
+        level = bound if np.isinf(bound) else float(np.rint(np.float32(bound) / encoding.scale))
+        ends.append(int(np.clip(level + int(encoding.zero_point), encoding.type.minimum, encoding.type.maximum)))
+    return ends[0], ends[1]
+
+
 def dequantize(levels: npt.ArrayLike, encoding: Encoding) -> FloatArray:
     """Write levels as real numbers: `(levels - zero_point) * scale`, the difference exact, one float32 product.
 

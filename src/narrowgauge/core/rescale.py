@@ -7,13 +7,16 @@ say the same. An engine's rule (`kernels`) is a function from encodings to one o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 Sums = npt.NDArray[np.int64]
 Levels = npt.NDArray[np.int64]
+
+FRACTION_BITS = 26
+"""Of `IntegerRescale.fraction`: a sum of 36 bits times it has 62."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,13 +48,13 @@ class FloatRescale:
 class IntegerRescale:
     """`clip((product + clip(product, below, above) + addend >> shift) + zero_point, low, high)` of integers.
 
-    `product = sum * multiplier`. The inner clip is what tells apart the treatments of negative numbers: none is
-    rounding half up; -1 to 0 is half away from zero (`addend` half a unit); -2^30 to 2^30 is gemmlowp's rounding
-    twice, since a product is 0 or at least 2^30 (its multiplier is) and its sign then moves the tie of the first
-    rounding. See `kernels` for the rules in these terms.
+    `product = sum * multiplier + (sum * fraction >> 26)`. The inner clip is what tells apart the treatments of negative
+    numbers: none is rounding half up; -1 to 0 is half away from zero (`addend` half a unit); -2^30 to 2^30 is
+    gemmlowp's rounding twice, since a product is 0 or at least 2^30 (its multiplier is) and its sign then moves the tie
+    of the first rounding. See `kernels` for the rules in these terms.
 
     Attributes:
-        multiplier: int64, shape () or (channels,); no product with a sum that occurs exceeds 62 bits.
+        multiplier: int64, shape () or (channels,), 0 or more.
         addend: int64, the same shape.
         shift: int64, the same shape, 0 to 62.
         below: int64, the same shape, 0 or less.
@@ -59,6 +62,7 @@ class IntegerRescale:
         zero_point: of the output.
         low: least level that is written.
         high: greatest level.
+        fraction: int64, the same shape: 26 more bits of the multiplier, 0 where it is whole.
     """
 
     multiplier: npt.NDArray[np.int64]
@@ -69,10 +73,21 @@ class IntegerRescale:
     zero_point: int
     low: int
     high: int
+    fraction: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((), np.int64))
+
+    @property
+    def room(self) -> npt.NDArray[np.int64]:
+        """Magnitude of the sums whose products have 62 bits, shape of the multiplier; one of 31 bits leaves 2^31."""
+        bits = np.frexp(np.maximum(self.multiplier, 1).astype(np.float64))[1].astype(np.int64)
+        room = np.int64(1) << (62 - bits)
+        return np.asarray(np.minimum(room, 2 ** (62 - FRACTION_BITS)) if self.fraction.any() else room)
 
     def levels(self, sums: Sums) -> Levels:
-        """Write sums, shape [..., channels], as levels."""
-        product = np.asarray(sums, dtype=np.int64) * self.multiplier
+        """Write sums, shape [..., channels], as levels; sums beyond `room` as those at its ends."""
+        whole = np.clip(np.asarray(sums, dtype=np.int64), -self.room, self.room)
+        product = whole * self.multiplier
+        if self.fraction.any():
+            product = product + (whole * self.fraction >> FRACTION_BITS)
         steps = (product + np.clip(product, self.below, self.above) + self.addend) >> self.shift
         return np.asarray(np.clip(steps + self.zero_point, self.low, self.high), dtype=np.int64)
 

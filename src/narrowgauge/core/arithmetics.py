@@ -1,0 +1,16 @@
+"""The table of engines' arithmetics, by the names that targets and engines use."""
+
+from __future__ import annotations
+
+from narrowgauge.core.kernels import Kernels
+from narrowgauge.core.openvino import OPENVINO
+from narrowgauge.core.tflite_optimized import TFLITE_NEON
+from narrowgauge.core.tflite_reference import TFLITE_REFERENCE, TFLITE_SINGLE_ROUNDING
+from narrowgauge.core.torch_kernels import FBGEMM, ONEDNN, QNNPACK, X86
+from narrowgauge.core.xnnpack import XNNPACK, XNNPACK_RNDNU
+
+_LITERT = (XNNPACK, TFLITE_REFERENCE, TFLITE_NEON, TFLITE_SINGLE_ROUNDING, XNNPACK_RNDNU)
+_TORCH = (FBGEMM, QNNPACK, ONEDNN, X86)
+
+KERNELS: dict[str, Kernels] = {kernels.name: kernels for kernels in (*_LITERT, *_TORCH, OPENVINO)}
+"""Each adds one row: the record of its kernels."""
