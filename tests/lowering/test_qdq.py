@@ -518,6 +518,18 @@ def test_rows_of_an_embedding_are_dequantized_behind_the_gather(
         np.testing.assert_array_equal(result, round_trip(table, encoding)[ids])
 
 
+def test_levels_of_a_gathered_value_have_its_name() -> None:
+    proto = network(
+        [node("Gather", "table ids", "y")], {"ids": ["N"]}, ["y"], {"table": random(50, 8)},
+        input_types={"ids": TensorProto.INT64},
+    )  # fmt: skip
+    plan = hand_plan({name: spread_encoding("int8", PerTensor(), ()) for name in ("table", "y")})
+    lowered = lower_to_qdq(load(proto).model, plan)
+    written = {str(each.outputs[0].name): each.op_type for each in lowered.graph}
+    assert written["y_quantized"] == "QuantizeLinear"
+    assert written["y_gathered"] == "Gather"
+
+
 @pytest.mark.parametrize(("kind", "least"), [("int8", 3.7), ("int4", 5.0)])
 def test_weight_only_files_are_small_and_run_in_onnx_runtime(
     zoo: Path, tmp_path: Path, kind: str, least: float

@@ -46,3 +46,11 @@ def test_a_state_that_is_given_stays() -> None:
     inputs = model.graph[0].inputs
     assert inputs[5] is not None
     assert len(inputs) < 7 or inputs[6] is None
+
+
+def test_parts_of_zeros_are_zeros() -> None:
+    nodes, constants = states("ConstantOfShape", 0.0)
+    nodes += [node("Slice", "h first last", "part"), node("LSTM", "x w r - - part part", "y", hidden_size=3)]
+    constants |= {"w": random(1, 12, 4), "r": random(1, 12, 3), "first": np.array([0]), "last": np.array([1])}
+    model, _ = rewrite(network(nodes, {"x": [5, "N", 4]}, ["y"], constants), zero_states)
+    assert operators(model) == {"LSTM": 1}

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+REFUSAL = "narrowgauge.refusal"
+"""Key of a node's metadata in a written network: why the node is left as it was."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refusal:

@@ -52,17 +52,31 @@ def lower_dynamically(model: ir.Model, plan: Plan) -> ir.Model:
             operator of ONNX takes: weights in blocks or of more than 8 bits, other activations than uint8, and
             weights of a convolution with several zero points.
     """
+    return rewritten(model, plan, _REWRITES)
+
+
+def rewritten(model: ir.Model, plan: Plan, rewrites: Mapping[str, "Rewrite"]) -> ir.Model:
+    """Write a dynamic plan into a copy of its network, operator by operator.
+
+    Args:
+        model: the float network; it is not changed.
+        plan: of mode "dynamic".
+        rewrites: operator -> how it is rewritten; of others only the weights become integers.
+
+    Raises:
+        PlanError: the plan is of another mode, or names what the network does not have.
+    """
     if plan.mode != "dynamic":
         raise PlanError(f"expected a plan of mode dynamic, got {plan.mode}; lower_to_qdq writes the others")
     lowered = model.clone()
     check_names(lowered.graph, plan)
-    writer = _Writer(graph=lowered.graph, plan=plan, parameters=Parameters(lowered.graph))
+    writer = DynamicWriter(graph=lowered.graph, plan=plan, parameters=Parameters(lowered.graph))
     float_nodes = {node.name for node in plan.float_nodes}
     for node in list(lowered.graph):
         encodings = writer.weight_encodings(node)
         if node.name in float_nodes or not encodings:
             continue
-        rewrite = _REWRITES.get(node.op_type)
+        rewrite = rewrites.get(node.op_type)
         if rewrite is None or not rewrite(writer, node, encodings):
             writer.convert_weights(node, encodings)
     remove_unused(lowered)
@@ -72,11 +86,20 @@ def lower_dynamically(model: ir.Model, plan: Plan) -> ir.Model:
 
 
 @dataclass(kw_only=True, slots=True)
-class _Writer:
+class DynamicWriter:
+    """What is written where.
+
+    Attributes:
+        graph: of the lowered network.
+        plan: that is written into it.
+        parameters: adds constants and finds free names.
+        rounded: value -> its DynamicQuantizeLinear.
+    """
+
     graph: ir.Graph
     plan: Plan
     parameters: Parameters
-    rounded: dict[str, ir.Node] = field(default_factory=dict)  # value -> its DynamicQuantizeLinear
+    rounded: dict[str, ir.Node] = field(default_factory=dict)
 
     def weight_encodings(self, node: ir.Node) -> dict[int, Encoding]:
         """Encodings of a node's weights by input number."""
@@ -84,6 +107,7 @@ class _Writer:
         return {number: encoding for number, encoding in named.items() if isinstance(encoding, Encoding)}
 
     def convert_weights(self, node: ir.Node, encodings: Mapping[int, Encoding]) -> None:
+        """Let a node read its weights as levels that are made float when the network is loaded."""
         for number, encoding in encodings.items():
             node.replace_input_with(number, self.parameters.converted(_input(node, number), encoding, node))
 
@@ -116,7 +140,12 @@ class _Writer:
         return known
 
     def name(self, node: ir.Node, suffix: str) -> str:
+        """Return a free name for what is made of a node."""
         return self.parameters.name(f"{node.name}_{suffix}")
+
+
+Rewrite = Callable[[DynamicWriter, ir.Node, Mapping[int, Encoding]], bool]
+"""A function that cannot rewrite a node returns False, and the node stays float."""
 
 
 def _input(node: ir.Node, number: int) -> ir.Value:
@@ -129,7 +158,7 @@ def _input(node: ir.Node, number: int) -> ir.Value:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Weights:
+class IntegerWeights:
     """Integer weights of a product.
 
     Attributes:
@@ -145,7 +174,7 @@ class _Weights:
     zero_point: npt.NDArray[np.integer[Any]]
 
 
-def _weights(node: ir.Node, encoding: Encoding, axis: int) -> _Weights:
+def integer_weights(node: ir.Node, encoding: Encoding, axis: int) -> IntegerWeights:
     """Round a node's weights for a product whose output channels lie along `axis` of them.
 
     Raises:
@@ -164,16 +193,16 @@ def _weights(node: ir.Node, encoding: Encoding, axis: int) -> _Weights:
         )
     levels = quantize(array, encoding)
     zero_point = encoding.zero_point.astype(levels.dtype)
-    return _Weights(name=str(value.name), levels=levels, scale=encoding.scale, zero_point=zero_point)
+    return IntegerWeights(name=str(value.name), levels=levels, scale=encoding.scale, zero_point=zero_point)
 
 
 def _product(
-    writer: _Writer,
+    writer: DynamicWriter,
     node: ir.Node,
     operator: str,
     attributes: Mapping[str, Any],
     rounding: ir.Node,
-    weights: _Weights,
+    weights: IntegerWeights,
     scale: npt.NDArray[np.float32],
 ) -> ir.Value:
     """Write the integer product before a node and return its result in real numbers.
@@ -208,17 +237,17 @@ def _product(
     return scaled.outputs[0]
 
 
-def _add(writer: _Writer, node: ir.Node, value: ir.Value, bias: ir.Value) -> ir.Value:
+def _add(writer: DynamicWriter, node: ir.Node, value: ir.Value, bias: ir.Value) -> ir.Value:
     added = new_node("Add", [value, bias], name=writer.name(node, "biased"), like=node.outputs[0])
     node.prepend(added)
     return added.outputs[0]
 
 
-def _matmul(writer: _Writer, node: ir.Node, encodings: Mapping[int, Encoding]) -> bool:
+def _matmul(writer: DynamicWriter, node: ir.Node, encodings: Mapping[int, Encoding]) -> bool:
     rounding = writer.rounding(node)
     if rounding is None or 1 not in encodings:
         return False
-    weights = _weights(node, encodings[1], -1)
+    weights = integer_weights(node, encodings[1], -1)
     result = _product(writer, node, "MatMulInteger", {}, rounding, weights, weights.scale)
     addition = sole_consumer(node.outputs[0])
     if addition is not None and is_operator(addition, "Add") and is_constant(addition.inputs[0]):
@@ -230,14 +259,14 @@ def _matmul(writer: _Writer, node: ir.Node, encodings: Mapping[int, Encoding]) -
     return True
 
 
-def _gemm(writer: _Writer, node: ir.Node, encodings: Mapping[int, Encoding]) -> bool:
+def _gemm(writer: DynamicWriter, node: ir.Node, encodings: Mapping[int, Encoding]) -> bool:
     rounding = writer.rounding(node) if not node.attributes.get_int("transA", 0) else None
     if rounding is None or 1 not in encodings:
         return False
     transposed = bool(node.attributes.get_int("transB", 0))
-    weights = _weights(node, encodings[1], 0 if transposed else 1)
+    weights = integer_weights(node, encodings[1], 0 if transposed else 1)
     if transposed:
-        weights = _Weights(
+        weights = IntegerWeights(
             name=weights.name,
             levels=np.ascontiguousarray(weights.levels.T),
             scale=weights.scale,
@@ -252,7 +281,7 @@ def _gemm(writer: _Writer, node: ir.Node, encodings: Mapping[int, Encoding]) -> 
     return True
 
 
-def _times_beta(writer: _Writer, node: ir.Node, bias: ir.Value) -> ir.Value:
+def _times_beta(writer: DynamicWriter, node: ir.Node, bias: ir.Value) -> ir.Value:
     beta = node.attributes.get_float("beta", 1.0)
     if beta == 1.0:
         return bias
@@ -265,17 +294,17 @@ def _times_beta(writer: _Writer, node: ir.Node, bias: ir.Value) -> ir.Value:
     return product.outputs[0]
 
 
-def _conv(writer: _Writer, node: ir.Node, encodings: Mapping[int, Encoding]) -> bool:
+def _conv(writer: DynamicWriter, node: ir.Node, encodings: Mapping[int, Encoding]) -> bool:
     rounding = writer.rounding(node)
     if rounding is None or 1 not in encodings:
         return False
-    weights = _weights(node, encodings[1], 0)
+    weights = integer_weights(node, encodings[1], 0)
     if (weights.zero_point != weights.zero_point.flat[0]).any():
         raise PlanError(
             f"weights {weights.name!r}: expected one zero point for all channels, which is all that ConvInteger takes "
             "in ONNX Runtime; choose signed weights without zero point (int8)"
         )
-    weights = _Weights(
+    weights = IntegerWeights(
         name=weights.name,
         levels=weights.levels,
         scale=weights.scale,
@@ -292,7 +321,7 @@ def _conv(writer: _Writer, node: ir.Node, encodings: Mapping[int, Encoding]) -> 
     return True
 
 
-def _along_channels(writer: _Writer, node: ir.Node, bias: ir.Value, channels: tuple[int, ...]) -> ir.Value:
+def _along_channels(writer: DynamicWriter, node: ir.Node, bias: ir.Value, channels: tuple[int, ...]) -> ir.Value:
     array = constant_array(bias)
     if array is not None:
         return writer.parameters.constant(f"{bias.name}_channels", array.reshape(channels))
@@ -305,7 +334,7 @@ def _along_channels(writer: _Writer, node: ir.Node, bias: ir.Value, channels: tu
 # --- recurrent ------------------------------------------------------------------------------------------------------
 
 
-def _lstm(writer: _Writer, node: ir.Node, encodings: Mapping[int, Encoding]) -> bool:
+def _lstm(writer: DynamicWriter, node: ir.Node, encodings: Mapping[int, Encoding]) -> bool:
     if writer.activation(node) is None or set(encodings) != {1, 2} or node.attributes.get_int("layout", 0) != 0:
         return False
     if any(encoding.type.bits > 8 or isinstance(encoding.granularity, PerBlock) for encoding in encodings.values()):
@@ -328,7 +357,7 @@ def _lstm(writer: _Writer, node: ir.Node, encodings: Mapping[int, Encoding]) -> 
     return True
 
 
-def _lstm_weights(writer: _Writer, value: ir.Value, encoding: Encoding) -> tuple[ir.Value, ir.Value, ir.Value]:
+def _lstm_weights(writer: DynamicWriter, value: ir.Value, encoding: Encoding) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Return levels, scale and zero point as DynamicQuantizeLSTM reads them.
 
     ONNX's weights are `[directions, 4 * hidden, inputs]`, this operator's `[directions, inputs, 4 * hidden]`, with
@@ -349,10 +378,10 @@ def _lstm_weights(writer: _Writer, value: ir.Value, encoding: Encoding) -> tuple
     )
 
 
-_REWRITES: dict[str, Callable[[_Writer, ir.Node, Mapping[int, Encoding]], bool]] = {
+_REWRITES: dict[str, Rewrite] = {
     "MatMul": _matmul,
     "Gemm": _gemm,
     "Conv": _conv,
     "LSTM": _lstm,
 }
-"""Operator -> how it is rewritten; a function that cannot returns False, and the node stays float."""
+"""Operator -> how it is rewritten."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
-from narrowgauge.core.encoding import DynamicEncoding, Encoding
-from narrowgauge.core.granularity import PerAxis, PerBlock, PerTensor
+from narrowgauge.core.arithmetic import bounds_in_levels
+from narrowgauge.core.encoding import DynamicEncoding, Encoding, LogEncoding, NormalizedEncoding
+from narrowgauge.core.granularity import PerAxis, PerBlock, PerTensor, PowerOfTwoFactor, normalized_axis
 from narrowgauge.core.numbers import IntegerType
 from narrowgauge.core.plan import Plan
 from narrowgauge.errors import PlanError
@@ -20,6 +22,7 @@ from narrowgauge.graph.edits import is_operator, new_node, remove_unused, take_p
 from narrowgauge.graph.roles import activation_inputs, clip_bounds, is_constant, weight_inputs
 from narrowgauge.graph.shapes import dimensions
 from narrowgauge.lowering.parameters import Parameters, array_type, check_names, fills_container
+from narrowgauge.lowering.probabilities import logarithm_nodes, shares_nodes
 
 _BIAS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
 
@@ -42,6 +45,9 @@ class QdqStyle:
         shield_float_layers: let a float Conv, ConvTranspose or Gemm read rounded values through a DequantizeLinear with
             the same scale once per channel. ONNX Runtime takes one with a single scale for a sign to round the layer's
             float weights too, per tensor and silently (its WeightBiasQuantization).
+        spell_out_channels: round activations with a scale per channel by Div, Round, Add, Clip and Cast, and back by
+            Cast, Sub and Mul: the same numbers. For measuring in ONNX Runtime (1.31), whose QuantizeLinear takes ten
+            times as long for scales along the last axis.
     """
 
     bias_bits: int = 32
@@ -50,6 +56,7 @@ class QdqStyle:
     convert_weights: bool = False
     widen_weights: bool = False
     shield_float_layers: bool = False
+    spell_out_channels: bool = False
 
 
 def lower_to_qdq(model: ir.Model, plan: Plan, style: QdqStyle | None = None) -> ir.Model:
@@ -126,7 +133,7 @@ class _Lowering:
         levels = self.parameters.levels(name, array.astype(np.float32, copy=False), encoding)
         axis = node.attributes.get_int("axis", 0)
         gather = new_node("Gather", [levels, node.inputs[1]], {"axis": axis}, name=str(node.name))
-        gather.outputs[0].name = self.parameters.name(f"{node.outputs[0].name}_quantized")
+        gather.outputs[0].name = self.parameters.name(f"{node.outputs[0].name}_gathered")
         gather.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(array_type(encoding.type)))
         gather.outputs[0].shape = node.outputs[0].shape
         dq = self.parameters.linear("DequantizeLinear", gather.outputs[0], encoding, name, f"{node.name}_dequantize")
@@ -141,7 +148,7 @@ class _Lowering:
         scale = self.plan.encodings.get(str(activation.name)) if activation is not None else None
         if number is None or bias is None or array is None or not isinstance(scale, Encoding):
             return
-        if not self.style.bias_bits or not isinstance(scale.granularity, PerTensor):
+        if not self.style.bias_bits or not isinstance(scale.granularity, PerTensor | PowerOfTwoFactor):
             return
         if node.attributes.get_float("alpha", 1.0) != 1.0 or node.attributes.get_float("beta", 1.0) != 1.0:
             return
@@ -151,7 +158,7 @@ class _Lowering:
         encoding = Encoding(
             type=IntegerType(bits=32, signed=True),  # the only width that ONNX dequantizes besides the levels'
             granularity=PerAxis(0) if shape else PerTensor(),
-            scale=(scale.scale * weights.scale).astype(np.float32),
+            scale=(scale.scale.min() * weights.scale).astype(np.float32),  # sums count in the smallest step
             zero_point=np.zeros(shape, dtype=np.int32),
         )
         node.replace_input_with(number, self.parameters.dequantized(bias, encoding, node))
@@ -166,6 +173,8 @@ class _Lowering:
                 self.round(value, encoding)
             elif isinstance(encoding, DynamicEncoding):
                 self.round_dynamically(value)
+            elif isinstance(encoding, LogEncoding | NormalizedEncoding):
+                self.round_probabilities(value, encoding)
         for value in list(self.graph.initializers.values()):
             encoding = self.plan.encodings.get(str(value.name))
             if isinstance(encoding, Encoding) and not any(
@@ -190,6 +199,11 @@ class _Lowering:
         if not readers and not returned:
             return
         name = str(value.name)
+        if self.style.spell_out_channels and isinstance(encoding.granularity, PerAxis) and value.shape is not None:
+            nodes = spelled_out(value, encoding, self.parameters)
+            self.insert_behind(value, nodes)
+            self.redirect(value, nodes[-1], readers, returned=returned)
+            return
         source = self.clipped(value, encoding)
         encoding = _in_container(encoding)
         q = self.parameters.linear("QuantizeLinear", source, encoding, name, f"{name}_quantize")
@@ -262,6 +276,20 @@ class _Lowering:
         self.insert_behind(value, [nodes, dq])
         self.redirect(value, dq, readers, returned=False)
 
+    def round_probabilities(self, value: ir.Value, encoding: LogEncoding | NormalizedEncoding) -> None:
+        """Levels that are not affine and back, see `lowering.probabilities`."""
+        readers = self.readers(value)
+        returned = value.is_graph_output() and self.is_integer(value.producer())
+        if not readers and not returned:
+            return
+        nodes = (
+            logarithm_nodes(value, encoding, self.parameters)
+            if isinstance(encoding, LogEncoding)
+            else shares_nodes(value, encoding, self.parameters)
+        )
+        self.insert_behind(value, nodes)
+        self.redirect(value, nodes[-1], readers, returned=returned)
+
     def without_clip(self, value: ir.Value, encoding: Encoding) -> tuple[ir.Value, tuple[int, int] | None]:
         """Leave out the Relu or Clip that wrote a value if saturation, or a Clip of the levels, does the same.
 
@@ -315,11 +343,55 @@ class _Lowering:
         return clip.outputs[0]
 
 
+def _along_axis(numbers: npt.NDArray[np.float32], encoding: Encoding, rank: int) -> npt.NDArray[np.float32]:
+    assert isinstance(encoding.granularity, PerAxis)
+    axis = normalized_axis(encoding.granularity.axis, rank)
+    return numbers.reshape([-1 if index == axis else 1 for index in range(rank)])
+
+
 def _in_container(encoding: Encoding) -> Encoding:
     """The same levels in 8 bits: ONNX Runtime cannot load a Clip before a QuantizeLinear of 4."""
     if encoding.type.bits != 4 or not isinstance(encoding.granularity, PerTensor):
         return encoding
     return replace(encoding, type=IntegerType(bits=8, signed=encoding.type.signed))
+
+
+def spelled_out(value: ir.Value, encoding: Encoding, parameters: Parameters) -> list[ir.Node]:
+    """Build the rounding of a value of known rank with a scale per channel in elementary operators.
+
+    Returns:
+        The nodes in order; the last one writes the rounded numbers. The levels are `x_quantized`, as elsewhere.
+    """
+    assert value.shape is not None
+    name, kind = str(value.name), ir.DataType.from_numpy(encoding.type.storage)
+    numbers = {
+        "steps": encoding.scale,
+        "zero_points": encoding.zero_point.astype(np.float32),
+        "lowest": np.asarray(encoding.type.minimum, dtype=np.float32),
+        "highest": np.asarray(encoding.type.maximum, dtype=np.float32),
+    }
+    values = {
+        suffix: parameters.constant(
+            f"{name}_{suffix}", _along_axis(array, encoding, value.shape.rank()) if array.ndim else array
+        )
+        for suffix, array in numbers.items()
+    }
+    nodes: list[ir.Node] = []
+    last = value
+    for operator, others in (
+        ("Div", ["steps"]), ("Round", []), ("Add", ["zero_points"]), ("Clip", ["lowest", "highest"]), ("Cast", []),
+        ("Cast", []), ("Sub", ["zero_points"]), ("Mul", ["steps"]),
+    ):  # fmt: skip
+        to = kind if len(nodes) == 4 else ir.DataType.FLOAT
+        node = new_node(
+            operator, [last, *(values[other] for other in others)], {"to": to} if operator == "Cast" else {},
+            name=parameters.name(f"{name}_{operator.lower()}"), like=value,
+        )  # fmt: skip
+        node.outputs[0].type = ir.TensorType(to)
+        nodes.append(node)
+        last = node.outputs[0]
+    nodes[4].outputs[0].name = parameters.name(f"{name}_quantized")
+    return nodes
 
 
 def dynamic_rounding(value: ir.Value, parameters: Parameters) -> ir.Node:
@@ -352,17 +424,12 @@ def saturates_like(clip: ir.Node, encoding: Encoding) -> bool:
 
 
 def clip_in_levels(clip: ir.Node, encoding: Encoding) -> tuple[int, int] | None:
-    """Return the levels that the bounds of a Relu or Clip round to, within those of the type.
+    """Return the levels that the bounds of a Relu or Clip round to (`core.arithmetic.bounds_in_levels`).
 
-    Rounding keeps the order of numbers, so that clipping to these behind it is clipping before it. None where the
-    bounds are not constant, or there are several scales.
+    None where the bounds are not constant, or there are several scales.
     """
     if not isinstance(encoding.granularity, PerTensor):
         return None
     if any(bound is not None and not is_constant(bound) for bound in clip.inputs[1:]):
         return None
-    ends = []
-    for bound in clip_bounds(clip):
-        level = bound if np.isinf(bound) else float(np.rint(np.float32(bound) / encoding.scale))
-        ends.append(int(np.clip(level + int(encoding.zero_point), encoding.type.minimum, encoding.type.maximum)))
-    return ends[0], ends[1]
+    return bounds_in_levels(clip_bounds(clip), encoding)

@@ -9,7 +9,6 @@ docs/ContribOperators.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,9 @@ import onnx_ir as ir
 from narrowgauge.graph.constants import add_constant, constant_array
 from narrowgauge.graph.edits import graph_of, is_operator, remove_unused, sole_consumer, take_place
 from narrowgauge.graph.roles import clip_bounds, is_constant
+from narrowgauge.lowering.pairs import BITS_8, LEVELS, Linear, Rounding, activation, dequantized, linear_of, rounded
 
 CONTRIB = "com.microsoft"
-
-_BITS_8 = (ir.DataType.UINT8, ir.DataType.INT8)
-_LEVELS = (*_BITS_8, ir.DataType.UINT16, ir.DataType.INT16)
 
 
 def lower_to_qoperator(qdq: ir.Model) -> ir.Model:
@@ -50,102 +47,11 @@ def lower_to_qoperator(qdq: ir.Model) -> ir.Model:
     return model
 
 
-# --- levels before and behind an operator ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Linear:
-    """Levels of a value and the parameters of the node that reads or writes them."""
-
-    levels: ir.Value
-    scale: ir.Value
-    zero_point: ir.Value
-    axis: int | None  # None: one scale for all
-
-    @property
-    def inputs(self) -> list[ir.Value | None]:
-        return [self.levels, self.scale, self.zero_point]
-
-    @property
-    def type(self) -> ir.DataType | None:
-        return self.zero_point.dtype
-
-    def same_as(self, other: _Linear) -> bool:
-        """Whether both give the same levels the same meaning."""
-        return (
-            self.type == other.type
-            and self.axis == other.axis
-            and _same_numbers(self.scale, other.scale)
-            and _same_numbers(self.zero_point, other.zero_point)
-        )
-
-
-def _same_numbers(first: ir.Value, second: ir.Value) -> bool:
-    if first is second:
-        return True
-    one, other = constant_array(first), constant_array(second)
-    return one is not None and other is not None and np.array_equal(one, other)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Rounding:
-    """How an operator's output is rounded.
-
-    Attributes:
-        node: the QuantizeLinear.
-        linear: its levels, scale and zero point.
-        clip: the Relu or Clip before it, None if there is none.
-    """
-
-    node: ir.Node
-    linear: _Linear
-    clip: ir.Node | None
-
-
-def _parameters(node: ir.Node, levels: ir.Value) -> _Linear | None:
-    """Read scale and zero point of a QuantizeLinear or DequantizeLinear; None for blocks or a missing zero point."""
-    scale, zero_point = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
-    if scale is None or zero_point is None or node.attributes.get_int("block_size", 0) != 0:
-        return None
-    per_tensor = is_constant(scale) and scale.shape is not None and scale.shape.rank() == 0
-    axis = None if per_tensor else node.attributes.get_int("axis", 1)
-    return _Linear(levels=levels, scale=scale, zero_point=zero_point, axis=axis)
-
-
-def _dequantized(value: ir.Value | None, types: Sequence[ir.DataType] = _BITS_8) -> _Linear | None:
-    """Return the levels behind a value that a DequantizeLinear wrote, None if none did or they are of another type."""
-    node = value.producer() if value is not None else None
-    if node is None or not is_operator(node, "DequantizeLinear") or node.inputs[0] is None:
-        return None
-    linear = _parameters(node, node.inputs[0])
-    return linear if linear is not None and linear.type in types else None
-
-
-def _activation(value: ir.Value | None, types: Sequence[ir.DataType] = _BITS_8) -> _Linear | None:
-    """Return the levels of a value that has one scale, else None."""
-    linear = _dequantized(value, types)
-    return linear if linear is not None and linear.axis is None else None
-
-
-def _rounded(value: ir.Value) -> _Rounding | None:
-    """Return the QuantizeLinear of one scale that alone reads a value, through a Relu or Clip or not, else None."""
-    reader = sole_consumer(value)
-    clip = None
-    if reader is not None and is_operator(reader, "Relu", "Clip") and reader.inputs[0] is value:
-        if any(bound is not None and not is_constant(bound) for bound in reader.inputs[1:]):
-            return None
-        clip, reader = reader, sole_consumer(reader.outputs[0])
-    if reader is None or not is_operator(reader, "QuantizeLinear"):
-        return None
-    linear = _parameters(reader, reader.outputs[0])
-    return None if linear is None or linear.axis is not None else _Rounding(node=reader, linear=linear, clip=clip)
-
-
 # --- replacing ------------------------------------------------------------------------------------------------------
 
 
 def _replace_rounded(
-    node: ir.Node, rounding: _Rounding, operator: str, inputs: Sequence[ir.Value | None], *, domain: str = CONTRIB,
+    node: ir.Node, rounding: Rounding, operator: str, inputs: Sequence[ir.Value | None], *, domain: str = CONTRIB,
     attributes: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Let one integer operator write what node, clip and QuantizeLinear did."""
@@ -154,8 +60,8 @@ def _replace_rounded(
     new.outputs[0].shape = node.outputs[0].shape
     levels = new.outputs[0]
     nodes = [new]
-    if rounding.clip is not None:
-        clip = _clip_levels(rounding.clip, levels, rounding.linear)
+    for each in rounding.clips:
+        clip = _clip_levels(each, levels, rounding.linear)
         if clip is not None:
             levels.name = f"{rounding.linear.levels.name}_unclipped"
             nodes.append(clip)
@@ -192,7 +98,7 @@ def _known(kind: ir.DataType | None) -> ir.DataType:
     return kind
 
 
-def _clip_levels(clip: ir.Node, levels: ir.Value, linear: _Linear) -> ir.Node | None:
+def _clip_levels(clip: ir.Node, levels: ir.Value, linear: Linear) -> ir.Node | None:
     """Build a Clip of levels that does what a Relu or Clip of real numbers did before rounding; None if nothing."""
     scale, zero_point = constant_array(linear.scale), constant_array(linear.zero_point)
     assert scale is not None
@@ -221,16 +127,16 @@ def _attributes(node: ir.Node, *names: str) -> dict[str, Any]:
 # --- operators with weights -----------------------------------------------------------------------------------------
 
 
-def _product_types(first: _Linear, second: _Linear, output: _Linear | None) -> bool:
+def _product_types(first: Linear, second: Linear, output: Linear | None) -> bool:
     """Whether ONNX Runtime multiplies levels of these types: int8 only with int8, the output as the input."""
     if first.type == ir.DataType.INT8 and second.type != ir.DataType.INT8:
         return False
     return output is None or output.type == first.type
 
 
-def _columns(node: ir.Node, axis: int) -> _Linear | None:
+def _columns(node: ir.Node, axis: int) -> Linear | None:
     """Return the second factor of a product: one scale, or one per index of `axis`, with one zero point for all."""
-    second = _dequantized(node.inputs[1])
+    second = dequantized(node.inputs[1])
     if second is None or second.axis is None:
         return second
     value = node.inputs[1]
@@ -240,7 +146,7 @@ def _columns(node: ir.Node, axis: int) -> _Linear | None:
     return second if second.axis % rank == axis % rank and uniform else None
 
 
-def _bias(node: ir.Node, first: _Linear, second: _Linear) -> tuple[bool, ir.Value | None]:
+def _bias(node: ir.Node, first: Linear, second: Linear) -> tuple[bool, ir.Value | None]:
     """Return whether the bias can be added to the accumulator, and its levels (None where there is no bias).
 
     It can if it is int32 in units of the product of both scales.
@@ -248,7 +154,7 @@ def _bias(node: ir.Node, first: _Linear, second: _Linear) -> tuple[bool, ir.Valu
     value = node.inputs[2] if len(node.inputs) > 2 else None
     if value is None:
         return True, None
-    bias = _dequantized(value, (ir.DataType.INT32,))
+    bias = dequantized(value, (ir.DataType.INT32,))
     scales = [constant_array(one.scale) for one in (first, second, bias) if one is not None]
     if bias is None or any(scale is None for scale in scales):
         return False, None
@@ -257,7 +163,7 @@ def _bias(node: ir.Node, first: _Linear, second: _Linear) -> tuple[bool, ir.Valu
 
 
 def _conv(node: ir.Node) -> None:
-    first, second, rounding = _activation(node.inputs[0]), _columns(node, 0), _rounded(node.outputs[0])
+    first, second, rounding = activation(node.inputs[0]), _columns(node, 0), rounded(node.outputs[0])
     if first is None or second is None or rounding is None:
         return
     fits, bias = _bias(node, first, second)
@@ -268,7 +174,7 @@ def _conv(node: ir.Node) -> None:
 
 
 def _matmul(node: ir.Node) -> None:
-    first, second, rounding = _activation(node.inputs[0]), _columns(node, -1), _rounded(node.outputs[0])
+    first, second, rounding = activation(node.inputs[0]), _columns(node, -1), rounded(node.outputs[0])
     if first is None or second is None:
         return
     if rounding is not None and _product_types(first, second, rounding.linear):
@@ -281,7 +187,7 @@ def _matmul(node: ir.Node) -> None:
 
 def _gemm(node: ir.Node) -> None:
     columns = 0 if node.attributes.get_int("transB", 0) else 1
-    first, second, rounding = _activation(node.inputs[0]), _columns(node, columns), _rounded(node.outputs[0])
+    first, second, rounding = activation(node.inputs[0]), _columns(node, columns), rounded(node.outputs[0])
     if first is None or second is None:
         return
     fits, bias = _bias(node, first, second)
@@ -303,8 +209,8 @@ def _join(operator: str, *names: str) -> Callable[[ir.Node], None]:
     """Make a rewrite to an operator that reads levels, scale and zero point of each input, then of the output."""
 
     def rewrite(node: ir.Node) -> None:
-        sources = [_activation(value) for value in node.inputs]
-        rounding = _rounded(node.outputs[0])
+        sources = [activation(value) for value in node.inputs]
+        rounding = rounded(node.outputs[0])
         if rounding is None or not all(_like(source, rounding) for source in sources) or _dilated(node):
             return
         inputs = [value for source in sources if source is not None for value in source.inputs]
@@ -314,7 +220,7 @@ def _join(operator: str, *names: str) -> Callable[[ir.Node], None]:
     return rewrite
 
 
-def _like(source: _Linear | None, rounding: _Rounding) -> bool:
+def _like(source: Linear | None, rounding: Rounding) -> bool:
     return source is not None and source.type == rounding.linear.type
 
 
@@ -324,7 +230,7 @@ def _dilated(node: ir.Node) -> bool:
 
 
 def _softmax(node: ir.Node) -> None:
-    source, rounding = _activation(node.inputs[0]), _rounded(node.outputs[0])
+    source, rounding = activation(node.inputs[0]), rounded(node.outputs[0])
     if source is None or rounding is None or not _like(source, rounding):
         return
     # From opset 13 on, Softmax is along one axis; the integer operator asks which of the two meanings holds.
@@ -334,8 +240,8 @@ def _softmax(node: ir.Node) -> None:
 
 
 def _concat(node: ir.Node) -> None:
-    sources = [_activation(value) for value in node.inputs]
-    rounding = _rounded(node.outputs[0])
+    sources = [activation(value) for value in node.inputs]
+    rounding = rounded(node.outputs[0])
     if rounding is None or not all(_like(source, rounding) for source in sources):
         return
     inputs = rounding.linear.inputs[1:] + [value for source in sources if source is not None for value in source.inputs]
@@ -346,12 +252,12 @@ def _same(types: Sequence[ir.DataType]) -> Callable[[ir.Node], None]:
     """Make a rewrite of an operator that moves or selects levels: it reads and writes integers itself."""
 
     def rewrite(node: ir.Node) -> None:
-        source = _activation(node.inputs[0], types)
+        source = activation(node.inputs[0], types)
         used = [value for value in node.outputs if value.uses() or value.is_graph_output()]
-        roundings = [_rounded(value) for value in used]
+        roundings = [rounded(value) for value in used]
         if source is None or not roundings or any(one is None or not one.linear.same_as(source) for one in roundings):
             return
-        if any(one is not None and one.clip is not None for one in roundings):
+        if any(one is not None and one.clips for one in roundings):
             return
         new = ir.node(
             node.op_type, inputs=[source.levels, *node.inputs[1:]], attributes=_attributes(node), name=node.name,
@@ -362,7 +268,7 @@ def _same(types: Sequence[ir.DataType]) -> Callable[[ir.Node], None]:
         for output, value in zip(new.outputs, node.outputs, strict=True):
             output.shape = value.shape
             output.type = ir.TensorType(_known(source.type))
-            rounding = _rounded(value)
+            rounding = rounded(value)
             if rounding is not None:
                 _take_levels(output, rounding.linear.levels)
 
@@ -371,8 +277,8 @@ def _same(types: Sequence[ir.DataType]) -> Callable[[ir.Node], None]:
 
 def _pad(node: ir.Node) -> None:
     """A Pad between levels of one meaning: what it puts around them is the constant's level."""
-    source, rounding = _activation(node.inputs[0]), _rounded(node.outputs[0])
-    if source is None or rounding is None or rounding.clip is not None or not rounding.linear.same_as(source):
+    source, rounding = activation(node.inputs[0]), rounded(node.outputs[0])
+    if source is None or rounding is None or rounding.clips or not rounding.linear.same_as(source):
         return
     inputs: list[ir.Value | None] = [source.levels, *node.inputs[1:]]
     if node.attributes.get_string("mode", "constant") == "constant":
@@ -391,17 +297,17 @@ def _pad(node: ir.Node) -> None:
 def _resize(node: ir.Node) -> None:
     """A Resize that copies the nearest level."""
     if node.attributes.get_string("mode", "nearest") == "nearest":
-        _same(_BITS_8)(node)
+        _same(BITS_8)(node)
 
 
 def _clip(node: ir.Node) -> None:
     """A Relu or Clip that stands alone between levels of one meaning."""
-    source, reader = _activation(node.inputs[0]), sole_consumer(node.outputs[0])
+    source, reader = activation(node.inputs[0]), sole_consumer(node.outputs[0])
     if source is None or reader is None or not is_operator(reader, "QuantizeLinear"):
         return
     if any(bound is not None and not is_constant(bound) for bound in node.inputs[1:]):
         return
-    linear = _parameters(reader, reader.outputs[0])
+    linear = linear_of(reader, reader.outputs[0])
     if linear is None or not linear.same_as(source):
         return
     clip = _clip_levels(node, source.levels, linear)
@@ -414,8 +320,8 @@ def _clip(node: ir.Node) -> None:
 
 def _quantize(node: ir.Node) -> None:
     """A QuantizeLinear of levels that have its scale and zero point already."""
-    source = _dequantized(node.inputs[0], _LEVELS)
-    linear = _parameters(node, node.outputs[0])
+    source = dequantized(node.inputs[0], LEVELS)
+    linear = linear_of(node, node.outputs[0])
     if source is None or linear is None or not linear.same_as(source) or node.outputs[0].is_graph_output():
         return
     node.outputs[0].replace_all_uses_with(source.levels)
@@ -435,20 +341,20 @@ REWRITES: dict[str, Callable[[ir.Node], None]] = {
     "LeakyRelu": _join("QLinearLeakyRelu", "alpha"),
     "Softmax": _softmax,
     "Concat": _concat,
-    "MaxPool": _same(_BITS_8),
-    "ReduceMax": _same(_BITS_8),
-    "ReduceMin": _same(_BITS_8),
-    "DepthToSpace": _same(_BITS_8),
-    "Reshape": _same(_LEVELS),
-    "Transpose": _same(_LEVELS),
-    "Flatten": _same(_LEVELS),
-    "Squeeze": _same(_LEVELS),
-    "Unsqueeze": _same(_LEVELS),
-    "Slice": _same(_LEVELS),
-    "Split": _same(_LEVELS),
-    "Expand": _same(_LEVELS),
-    "Tile": _same(_LEVELS),
-    "Gather": _same(_LEVELS),
+    "MaxPool": _same(BITS_8),
+    "ReduceMax": _same(BITS_8),
+    "ReduceMin": _same(BITS_8),
+    "DepthToSpace": _same(BITS_8),
+    "Reshape": _same(LEVELS),
+    "Transpose": _same(LEVELS),
+    "Flatten": _same(LEVELS),
+    "Squeeze": _same(LEVELS),
+    "Unsqueeze": _same(LEVELS),
+    "Slice": _same(LEVELS),
+    "Split": _same(LEVELS),
+    "Expand": _same(LEVELS),
+    "Tile": _same(LEVELS),
+    "Gather": _same(LEVELS),
     "Pad": _pad,
     "Resize": _resize,
     "Relu": _clip,

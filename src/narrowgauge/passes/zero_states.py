@@ -9,7 +9,9 @@ from narrowgauge.graph.refusals import Refusal
 _STATES = {"GRU": (5,), "LSTM": (5, 6), "RNN": (5,)}
 """Operator -> numbers of the inputs that hold initial states."""
 
-_KEEP_NUMBERS = ("Cast", "Expand", "Identity", "Reshape", "Squeeze", "Tile", "Transpose", "Unsqueeze")
+_KEEP_NUMBERS = (
+    "Cast", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+)  # fmt: skip
 
 
 def zero_states(model: ir.Model) -> tuple[Refusal, ...]:
