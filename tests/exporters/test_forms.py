@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -12,6 +14,7 @@ from narrowgauge.errors import TargetError
 from narrowgauge.exporters.formats import FORMATS
 from narrowgauge.exporters.forms import LOWERED, forms_for
 from narrowgauge.importers.onnx import load
+from narrowgauge.lowering.lower import has_rule
 from narrowgauge.targets.registry import load_target, target_names
 from tests.planning.networks import operators, planned, run, seen, sqnr
 
@@ -32,8 +35,9 @@ def test_every_target_has_a_simulation_and_its_own_file_or_a_note(name: str) -> 
     check_close(forms.simulated)
     assert (forms.exported is not None) == (target.formats[:1] in [(form,) for form in LOWERED])
     assert (forms.format is not None) == (target.formats[:1] in [(form,) for form in FORMATS])
-    assert bool(forms.notes) == (forms.exported is None and forms.format is None)
-    assert (forms.integer is not None) == (target.arithmetic.requantization == "onnxruntime")
+    others = [note for note in forms.notes if not note.startswith("the network in integers computes")]
+    assert bool(others) == (forms.exported is None and forms.format is None)
+    assert (forms.integer is not None) == has_rule(target)
     for form in (forms.exported, forms.integer):
         if form is not None:
             check_close(form)
@@ -67,3 +71,14 @@ def test_modes_that_need_no_samples(mode: str) -> None:
     check_close(forms.exported)
     assert forms.notes == ()
     assert (forms.integer is None) == (mode == "weight-only")
+
+
+def test_dynamic_plans_have_integers_where_the_engine_s_kernels_are_known() -> None:
+    forms = forms_for(load_target("tflite"), MODEL, planned(MODEL, None, "tflite", mode="dynamic"))
+    check_close(forms.integer)
+    assert forms.notes == ()
+    unknown = replace(load_target("onnxruntime"), arithmetic=load_target("pytorch-fbgemm").arithmetic)
+    without = forms_for(unknown, MODEL, planned(MODEL, None, mode="dynamic"))
+    assert without.integer is None
+    (note,) = without.notes
+    assert note.startswith("no network in the target's own integers: expected a static plan")

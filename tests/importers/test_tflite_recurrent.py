@@ -11,7 +11,9 @@ import pytest
 pytest.importorskip("ai_edge_litert", reason="LiteRT is the reference")
 
 from narrowgauge.errors import ModelError
+from narrowgauge.graph.edits import is_operator
 from narrowgauge.graph.engine import open_session
+from narrowgauge.graph.recurrent import CELL_CLIP, CELL_SCALE, COUPLED_INPUT
 from narrowgauge.importers.tflite import convert
 from tests.importers.tflite_networks import T, constant, one_operator
 
@@ -124,3 +126,44 @@ def test_networks_of_others(zoo: Path, name: str) -> None:
             x = rng.normal(size=(1, 28, 28)).astype(np.float32)
             (expected,) = run_litert(path, {str(value.name): x})
             np.testing.assert_allclose(session.run(None, {str(value.name): x})[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def integer_file(**changes: Any) -> bytes:
+    """An integer LSTM of one layer; `changes` are of its records."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    from tests.core.test_tflite_recurrent import packed_again, random_layer, written
+
+    model = schema.ModelT.InitFromPackedBuf(written(random_layer(3, scales="random", input_gate=False, cell_clip=2.5)))
+    if "hidden_scale" in changes:
+        graph = model.subgraphs[0]
+        graph.tensors[graph.operators[0].intermediates[4]].quantization.scale = [changes["hidden_scale"]]
+    return packed_again(model)
+
+
+def test_what_onnx_has_no_attribute_for_stays_with_the_node(tmp_path: Path) -> None:
+    path = tmp_path / "lstm.tflite"
+    path.write_bytes(integer_file())
+    (node,) = [node for node in convert(path).model.graph if node.op_type == "LSTM"]
+    assert float(node.metadata_props[CELL_SCALE]) == 2.0**-12
+    assert float(node.metadata_props[CELL_CLIP]) == 2.5
+    assert COUPLED_INPUT in node.metadata_props
+    assert {use.node.op_type for use in node.outputs[0].uses()} == {"QuantizeLinear"}
+    assert node.inputs[0] is not None
+    assert is_operator(node.inputs[0].producer(), "DequantizeLinear")
+
+
+def test_an_output_of_another_scale_than_the_kernels_is_not_taken_for_its_integers(tmp_path: Path) -> None:
+    path = tmp_path / "lstm.tflite"
+    path.write_bytes(integer_file(hidden_scale=0.25))
+    (node,) = [node for node in convert(path).model.graph if node.op_type == "LSTM"]
+    assert {use.node.op_type for use in node.outputs[0].uses()} == {"Squeeze"}
+
+
+def test_a_float_lstm_is_not_rounded(tmp_path: Path) -> None:
+    path = tmp_path / "lstm.tflite"
+    feed = {"t0": np.zeros((BATCH, TIME, IN), dtype=np.float32)}
+    one_operator(path, "UNIDIRECTIONAL_SEQUENCE_LSTM", lstm_inputs(), [T(shape=(1,))], feed, **OPTIONS)
+    model = convert(path).model
+    assert not [node for node in model.graph if node.op_type == "QuantizeLinear"]
+    assert CELL_SCALE not in next(node for node in model.graph if node.op_type == "LSTM").metadata_props

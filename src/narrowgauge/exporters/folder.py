@@ -41,6 +41,7 @@ class Written:
         runtime: name of the engine that runs it; "" for the simulated one.
         size_bytes: of the quantized network, all of its files.
         notes: what a person should know.
+        planned: the plan is in the file; False where it holds the float network.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Written:
     runtime: str
     size_bytes: int
     notes: tuple[str, ...] = ()
+    planned: bool = True
 
 
 @contextlib.contextmanager
@@ -208,7 +210,7 @@ def write_forms(
     if statistics is not None:
         statistics.save(folder / STATISTICS)
     if forms.format is not None:
-        export = Export(network=network, plan=plan, target=forms.target, simulated=forms.simulated)
+        export = Export(network=network, plan=plan, target=forms.target, simulated=forms.simulated, original=original)
         return _write_format(folder, forms.format, export)
     runnable = MODEL if forms.exported is not None else SIMULATED
     runs = {engine.name for engine in engines_for(folder / MODEL)}  # a target's engine may run only its other format
@@ -232,8 +234,9 @@ def _write_format(folder: Path, format: Format, export: Export) -> Written:
         return replace(simulated, notes=exported.notes)
     size = sum(path.stat().st_size for path in set(folder.iterdir()) - before)
     return Written(
-        folder=folder, runnable=exported.runnable, runtime=export.target.runtime, size_bytes=size, notes=exported.notes
-    )
+        folder=folder, runnable=exported.runnable, runtime=export.target.runtime, size_bytes=size,
+        notes=exported.notes, planned=exported.planned,
+    )  # fmt: skip
 
 
 def write_preprocess(preprocess: Preprocess, path: Path) -> None:

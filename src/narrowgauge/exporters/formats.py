@@ -23,12 +23,14 @@ class Export:
         plan: the encodings.
         target: what it is for.
         simulated: its Q/DQ form.
+        original: the float network before recovery; None where that is `network`.
     """
 
     network: ir.Model
     plan: Plan
     target: Target
     simulated: ir.Model
+    original: ir.Model | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,10 +40,12 @@ class Exported:
     Attributes:
         runnable: the file that `Format.runtime` runs; None where nothing here can.
         notes: what a person should know.
+        planned: the plan is in the file; False where it holds the float network.
     """
 
     runnable: Path | None = None
     notes: tuple[str, ...] = ()
+    planned: bool = True
 
 
 Write = Callable[[Export, Path], Exported]
@@ -89,6 +93,18 @@ FORMATS: dict[str, Format] = {
                install='pip install "narrowgauge[torch]"'),
         Format(name="tvm", title="compiled TVM library", module="tvm", package="tvm",
                install='pip install "narrowgauge[tvm]"'),
+        Format(name="tflite", title="TFLite, real numbers at the ends", module="tflite", package="ai_edge_litert",
+               install='pip install "narrowgauge[litert]"'),
+        Format(name="tflite-integer", title="TFLite, integers at the ends", module="tflite", function="write_integer",
+               package="ai_edge_litert", install='pip install "narrowgauge[litert]"'),
+        Format(name="tflite-float16", title="TFLite, float16 weights", module="tflite", function="write_halves",
+               package="ai_edge_litert", install='pip install "narrowgauge[litert]"'),
+        Format(name="tflite-float", title="TFLite, the float network", module="tflite", function="write_float",
+               package="ai_edge_litert", install='pip install "narrowgauge[litert]"'),
+        Format(name="tflite-edgetpu", title="TFLite for edgetpu_compiler", module="tflite.chips",
+               function="write_edgetpu", package="ai_edge_litert", install='pip install "narrowgauge[litert]"'),
+        Format(name="tflite-hexagon", title="TFLite for the Hexagon delegate", module="tflite.chips",
+               function="write_hexagon", package="ai_edge_litert", install='pip install "narrowgauge[litert]"'),
         Format(name="tensorrt", title="Q/DQ ONNX, calibration cache and dynamic ranges", module="tensorrt"),
         Format(name="encodings-1.0.0", title="ONNX and Qualcomm encodings 1.0.0", module="qualcomm",
                function="write_1_0_0"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -10,10 +9,8 @@ import onnx_ir as ir
 from narrowgauge.core.plan import Plan
 from narrowgauge.errors import PlanError, TargetError
 from narrowgauge.exporters.formats import FORMATS, Format
-from narrowgauge.lowering.dynamic import lower_dynamically
+from narrowgauge.lowering.lower import Form, has_rule, lower, lower_by_rule
 from narrowgauge.lowering.qdq import QdqStyle, lower_to_qdq
-from narrowgauge.lowering.qoperator import lower_to_qoperator
-from narrowgauge.lowering.unsigned import in_unsigned
 from narrowgauge.planning.support import unsupported
 from narrowgauge.targets.schema import Target
 
@@ -28,7 +25,7 @@ class Forms:
         exported: the target's own form; None where that is no ONNX network, or the target cannot do the plan.
         format: what writes the target's own files where those are no ONNX network; None where `exported` is there, the
             target cannot do the plan, or what writes them is not installed.
-        integer: standard and ONNX Runtime's integer operators; None where the target's arithmetic is not theirs.
+        integer: what the target computes, in integer operators; None where its arithmetic is not known level for level.
         notes: why a form is missing.
     """
 
@@ -40,27 +37,7 @@ class Forms:
     format: Format | None = None
 
 
-Writer = Callable[[ir.Model, Plan, Target], ir.Model]
-
-
-def _qdq(model: ir.Model, plan: Plan, target: Target) -> ir.Model:
-    if plan.mode == "dynamic":
-        return lower_dynamically(model, plan)
-    # ONNX Runtime computes DequantizeLinear of a constant in every run, slower than the layer itself.
-    native = target.runtime == "onnxruntime"
-    style = QdqStyle(
-        bias_bits=target.bias_bits, convert_weights=native and plan.mode == "weight-only",
-        clip_levels=native, widen_weights=native and plan.mode == "static", shield_float_layers=native,
-    )  # fmt: skip
-    prefers_unsigned = native and not target.activations.types[0].signed
-    return lower_to_qdq(model, in_unsigned(model, plan) if prefers_unsigned else plan, style)
-
-
-def _qoperator(model: ir.Model, plan: Plan, target: Target) -> ir.Model:
-    return lower_dynamically(model, plan) if plan.mode == "dynamic" else lower_to_qoperator(_qdq(model, plan, target))
-
-
-LOWERED: dict[str, Writer] = {"qdq": _qdq, "qoperator": _qoperator}
+LOWERED: tuple[Form, ...] = ("qdq", "qoperator")
 """The formats that are ONNX networks."""
 
 
@@ -93,11 +70,12 @@ def forms_for(target: Target, model: ir.Model, plan: Plan, *, form: str = "") ->
     name = form or (target.formats[0] if target.formats else "")
     refused = unsupported(model, plan, target)
     exported, written = None, FORMATS.get(name)
+    lowered = next((one for one in LOWERED if one == name), None)
     if refused:
         notes.append(f"WARNING: {target.name} cannot run this plan, it is only simulated: {'; '.join(refused)}")
-    elif name in LOWERED:
+    elif lowered is not None:
         try:
-            exported = LOWERED[name](model, plan, target)
+            exported = lower(model, plan, target, form=lowered)
         except PlanError as error:
             refused = [str(error)]
             notes.append(f"WARNING: {name} cannot say this plan, it is only simulated: {error}")
@@ -109,10 +87,30 @@ def forms_for(target: Target, model: ir.Model, plan: Plan, *, form: str = "") ->
             f"which is not installed: {written.install}"
         )
     integer = None
-    if target.arithmetic.requantization == "onnxruntime" and not refused and plan.mode != "weight-only":
-        lowered = exported if name == "qdq" and plan.mode == "static" else None
-        integer = lower_to_qoperator(lowered) if lowered is not None else _qoperator(model, plan, target)
+    if not refused and has_rule(target) and plan.mode != "weight-only":
+        integer, left = _integer(target, model, plan, exported if name == "qdq" and plan.mode == "static" else None)
+        notes += left
     usable = written if written is not None and written.installed and not refused else None
     return Forms(
         target=target, simulated=simulated, exported=exported, integer=integer, notes=tuple(notes), format=usable
+    )
+
+
+def _integer(
+    target: Target, model: ir.Model, plan: Plan, qdq: ir.Model | None
+) -> tuple[ir.Model | None, tuple[str, ...]]:
+    """Write a plan in the integers that the target computes; None, and why, where that is not known.
+
+    `qdq` is the target's Q/DQ form, where there is one already.
+    """
+    try:
+        lowered = lower_by_rule(model, plan, target, qdq=qdq)
+    except PlanError as error:
+        return None, (f"no network in the target's own integers: {error}",)
+    if not lowered.refusals:
+        return lowered.model, ()
+    first, *others = lowered.refusals
+    more = f" (and {len(others)} more)" if others else ""
+    return lowered.model, (
+        f"the network in integers computes {first.operator} {first.node} in real numbers: {first.reason}{more}",
     )

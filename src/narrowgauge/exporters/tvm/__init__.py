@@ -47,7 +47,7 @@ def write(export: Export, folder: Path) -> Exported:
     network, notes = in_integers(export.simulated)
     module = network_module(network, processor)
     path = folder / LIBRARY
-    _compile(module, processor, path)
+    compile_module(module, processor, path)
     inputs, outputs = input_specs(network), [str(value.name) for value in network.graph.outputs]
     describe(
         path, inputs=inputs, outputs=outputs, processor=processor.name, features=processor.features,
@@ -67,7 +67,13 @@ def _samples(network: ir.Model) -> str:
     return "one sample" if count == 1 else f"{count} samples"
 
 
-def _compile(module: Any, processor: Processor, path: Path) -> None:
+def compile_module(module: Any, processor: Processor, path: Path) -> None:
+    """Compile a module and link it into a library.
+
+    Raises:
+        OutputError: it could not be compiled or written.
+        MissingDependencyError: there is no compiler.
+    """
     import tvm
     from tvm import relax
     from tvm.support import cc

@@ -22,12 +22,12 @@ import numpy.typing as npt
 from narrowgauge.errors import MissingDependencyError, ModelError
 from narrowgauge.importers.tflite.network import Graph, Network, Operator, Quantization, Tensor, unique_names
 
-_IDENTIFIER = b"TFL3"
+IDENTIFIER = b"TFL3"
 """File identifier of the schema, bytes 4 to 8."""
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])([A-Z])|(?<=[A-Z])([A-Z])(?=[a-z])")
 
-_ENUMERATIONS = {
+ENUMERATIONS = {
     "fused_activation_function": "ActivationFunctionType",
     "padding": "Padding",
     "weights_format": "FullyConnectedOptionsWeightsFormat",
@@ -60,9 +60,9 @@ def read_network(path: str | os.PathLike[str]) -> Network:
         data = Path(path).read_bytes()
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}; give the path of a .tflite file") from None
-    if data[4:8] != _IDENTIFIER:
+    if data[4:8] != IDENTIFIER:
         raise ModelError(
-            f"{path}: expected a TFLite network, which has {_IDENTIFIER.decode()} in bytes 4 to 8, got {data[4:8]!r} "
+            f"{path}: expected a TFLite network, which has {IDENTIFIER.decode()} in bytes 4 to 8, got {data[4:8]!r} "
             f"({len(data)} bytes)"
         )
     try:
@@ -252,6 +252,7 @@ class _Reader:
             index=number, name=name, version=code.Version(), options=options, kind=kind,
             inputs=tuple(None if n == -1 else _required(n, tensors, where) for n in self.integers(record, "Inputs")),
             outputs=tuple(_required(n, tensors, where) for n in self.integers(record, "Outputs")),
+            intermediates=tuple(_required(n, tensors, where) for n in self.integers(record, "Intermediates")),
         )  # fmt: skip
 
     def options(self, record: Any, where: str) -> tuple[dict[str, Any], str]:
@@ -263,7 +264,7 @@ class _Reader:
         options = {}
         for camel, value in vars(made).items():
             name = _CAMEL.sub(lambda found: f"_{found.group().lower()}", camel)
-            enumeration = "MirrorPadMode" if kind == "MirrorPadOptions" and name == "mode" else _ENUMERATIONS.get(name)
+            enumeration = "MirrorPadMode" if kind == "MirrorPadOptions" and name == "mode" else ENUMERATIONS.get(name)
             options[name] = value if enumeration is None else _name_of(getattr(self.schema, enumeration), value)
         if any(isinstance(value, float) and not np.isfinite(value) for value in options.values()):
             raise ModelError(f"{where}: expected finite options, got {options}; the file is damaged")

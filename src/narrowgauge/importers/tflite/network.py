@@ -149,6 +149,7 @@ class Operator:
         outputs: numbers of tensors.
         options: attributes by TFLite's name; enumerations by name. Empty where the file gives none.
         kind: TFLite's name of the record that the options are, "Conv2DOptions"; "" where the file gives none.
+        intermediates: numbers of tensors that only say how the kernel's inner numbers are quantized (of an LSTM).
     """
 
     index: int
@@ -158,6 +159,7 @@ class Operator:
     outputs: tuple[int, ...]
     options: Mapping[str, Any]
     kind: str
+    intermediates: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         """Name it for a message."""

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from narrowgauge.graph.recurrent import CELL_CLIP, CELL_SCALE, COUPLED_INPUT
 from narrowgauge.importers.tflite.emitter import Call, Results
-from narrowgauge.importers.tflite.network import Quantization
+from narrowgauge.importers.tflite.network import Quantization, Tensor
 
 # Inputs by gate, in ONNX's order: input, output, forget, cell.
 _WEIGHTS = (1, 4, 2, 3)
@@ -20,6 +21,9 @@ _PEEPHOLES = (9, 11, 10)  # the cell gate has none
 _PROJECTION, _OUTPUT_STATE, _CELL_STATE = 16, 18, 19
 _NORMALIZATION = (20, 21, 22, 23)
 
+_INTERMEDIATES = 5
+"""Tensors that say how the integer kernel's inner numbers are quantized; the last one, what goes out."""
+
 _ACTIVATIONS = {"TANH": "Tanh", "RELU": "Relu"}
 
 
@@ -27,11 +31,13 @@ def lstm(call: Call) -> Results:
     """UNIDIRECTIONAL_SEQUENCE_LSTM, from a state of zeros.
 
     The integer kernel rounds its inner state in every step, to the scales of the state tensors; ONNX's LSTM does not.
+    The scale of the cells, and what they are cut to, stay in the node's metadata (`graph.recurrent`), and what goes in
+    and out is rounded right at the node, so that the kernel's integers can be computed from the network.
     """
     _refuse_variants(call)
     time_major = bool(call.option("time_major"))
     activation = _ACTIVATIONS[call.option("fused_activation_function")]
-    value = call.read() if time_major else call.read(0, (1, 0, 2))
+    value = call.read() if time_major else _rounded(call, call.read(0, (1, 0, 2)), call.tensor(0), "input")
     hidden = call.tensor(_WEIGHTS[2]).shape[0]
     peepholes = None
     if call.given(_PEEPHOLES[1]):
@@ -41,8 +47,44 @@ def lstm(call: Call) -> Results:
         "LSTM", *inputs, *([] if peepholes is None else [None, None, None, peepholes]), count=3,
         hidden_size=hidden, activations=["Sigmoid", activation, activation],
     )  # fmt: skip
+    _keep_cells(call, result.producer())
+    if _one_scale(call):
+        result = _rounded(call, result, call.result(), "steps")
     result = call.node("Squeeze", result, call.constant([1], "direction"))  # [time, 1, batch, hidden]
     return result if time_major else call.node("Transpose", result, perm=(1, 0, 2))
+
+
+def _rounded(call: Call, value: ir.Value, tensor: Tensor, suffix: str) -> ir.Value:
+    """Round a value once more to the levels that it has anyway, beside a node that works on levels."""
+    quantization, name = tensor.encoding, f"{call.name}_{suffix}"
+    if quantization is None or quantization.per_channel:
+        return value
+    levels = call.emitter.linear("QuantizeLinear", value, name, quantization, tensor.dtype, axis=0)
+    return call.emitter.linear("DequantizeLinear", levels, name, quantization, tensor.dtype, axis=0)
+
+
+def _keep_cells(call: Call, node: ir.Node | None) -> None:
+    """Note in the node's metadata what ONNX has no attribute for."""
+    assert node is not None
+    cells, clip = call.tensor(_CELL_STATE).encoding, float(call.option("cell_clip"))
+    if cells is not None:
+        node.metadata_props[CELL_SCALE] = repr(float(cells.scale[0]))
+    if clip > 0:
+        node.metadata_props[CELL_CLIP] = repr(clip)
+    if not call.given(_WEIGHTS[0]):
+        node.metadata_props[COUPLED_INPUT] = "true"
+
+
+def _one_scale(call: Call) -> bool:
+    """Whether what goes out, what comes back as state and the kernel's own rounding have one scale, as they should."""
+    output, state = call.result().encoding, call.tensor(_OUTPUT_STATE).encoding
+    if output is None or len(call.operator.intermediates) != _INTERMEDIATES:
+        return False
+    hidden = call.emitter.source.tensors[call.operator.intermediates[-1]].quantization
+    every = (output, state, hidden)
+    return all(one is not None and one.scale[0] == output.scale[0] for one in every) and all(
+        one is not None and one.zero_point[0] == output.zero_point[0] for one in every
+    )
 
 
 def _refuse_variants(call: Call) -> None:
