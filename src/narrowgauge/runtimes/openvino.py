@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import onnx_ir as ir
 
 from narrowgauge.core.arithmetic import dequantize, quantize
 from narrowgauge.core.encoding import Encoding, float32
@@ -19,6 +20,7 @@ from narrowgauge.data.inputs import InputSpec, input_specs, shape_fits, shape_te
 from narrowgauge.errors import MissingDependencyError, RuntimeFailure
 from narrowgauge.graph.engine import available_cores
 from narrowgauge.importers.onnx import read
+from narrowgauge.runtimes.inner import Inner, value_of
 from narrowgauge.runtimes.program import Array, Program, Run
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ Result = TypeVar("Result")
 
 _PLACE = re.compile(r"Exception from \S+:\d+: ?|failed at \S+:\d+: ?")
 _TFLITE = {".tflite", ".lite"}
+_REAL = "_dequantized"
 _LAYOUT = {"Transpose", "Reshape", "Convert", "Squeeze", "Unsqueeze"}
 _INTEGERS = {"i8": IntegerType(bits=8, signed=True), "u8": IntegerType(bits=8, signed=False),
              "i16": IntegerType(bits=16, signed=True), "u16": IntegerType(bits=16, signed=False)}  # fmt: skip
@@ -47,6 +50,84 @@ def open_program(path: Path, *, threads: int | None = None) -> Program:
         ModelError: an ONNX file is no ONNX network.
         MissingDependencyError: OpenVINO is not installed.
     """
+    core, model, declared = _opened(path)
+    ends = _ends(model) if path.suffix.lower() in _TFLITE else _Ends(inputs={}, outputs={})
+    inputs = _inputs(model, declared, ends)
+    if declared is None:
+        outputs = tuple(_name(port) for port in model.outputs)
+    else:
+        outputs = tuple(str(value.name) for value in declared.graph.outputs)
+    compiled = _compiled(core, model, threads, path)
+    positions = _positions(compiled, [spec.name for spec in inputs], path)
+    return Program(inputs=inputs, outputs=outputs, run=_runner(compiled, inputs, positions, outputs, ends))
+
+
+def open_inner(path: Path, *, threads: int | None = None) -> Inner:
+    """Open a network file so that a run gives its levels; see `Inner`.
+
+    They become outputs before OpenVINO optimizes the network. That changes what it computes around an addition: a
+    convolution before it is then rounded, which OpenVINO does not do otherwise (measured on 2026.4).
+
+    Args:
+        path: `.onnx` in Q/DQ form, or the IR of such a network (`.xml`), whose levels are taken for unsigned ones.
+        threads: of one run; None for the cores that this process may use.
+
+    Raises:
+        RuntimeFailure: OpenVINO refuses the file or, later, a feed; or nothing in it is called as levels are.
+        ModelError: an ONNX file is no ONNX network.
+        MissingDependencyError: OpenVINO is not installed.
+    """
+    core, model, declared = _opened(path)
+    inputs = _inputs(model, declared, _Ends(inputs={}, outputs={}))
+    found = dict(_levels(model))
+    if not found:
+        raise RuntimeFailure(f"{path}: OpenVINO does not show which of its numbers are levels")
+    ports = [port for port, _ in found.values()]
+    before = len(model.outputs)
+    _told(lambda: model.add_outputs(ports), f"{path}: OpenVINO could not show the network's inner values")
+    compiled = _compiled(core, model, threads, path)
+    positions = _positions(compiled, [spec.name for spec in inputs], path)
+    names = [*(f"output {number}" for number in range(before)), *found]
+    real = {before + number: encoding for number, (_, encoding) in enumerate(found.values()) if encoding is not None}
+    run = _runner(compiled, inputs, positions, names, _Ends(inputs={}, outputs={}))
+
+    def levels(feed: Mapping[str, Array]) -> dict[str, Array]:
+        given = run(feed)
+        return {name: _leveled(given[name], real.get(before + number)) for number, name in enumerate(found)}
+
+    note = "OpenVINO rounds a convolution before an addition only where its result is looked at, as here"
+    return Inner(inputs=inputs, names=tuple(found), run=levels, notes=(note,) if _adds(model) else ())
+
+
+def _levels(model: openvino.Model) -> Iterator[tuple[str, tuple[Any, Encoding | None]]]:
+    """List what holds a value's levels: name, port, and the encoding where the port holds the real numbers of them."""
+    for node in model.get_ordered_ops():
+        for port in node.outputs():
+            for name in sorted(port.get_names()):
+                if value_of(name) and node.get_type_name() != "Constant":
+                    yield value_of(name), (port, None)
+                elif name.endswith(_REAL) and node.get_type_name() == "FakeQuantize":
+                    yield name.removesuffix(_REAL), (port, _encoding(node, _INTEGERS["u8"], real=(3, 4)))
+
+
+def _adds(model: openvino.Model) -> bool:
+    """Whether two computed values are added somewhere, not only a bias to one."""
+    computed: set[str] = set()
+    for node in model.get_ordered_ops():
+        sources = [value.get_node().get_name() in computed for value in node.input_values()]
+        if node.get_type_name() == "Parameter" or any(sources):
+            computed.add(node.get_name())
+        if node.get_type_name() == "Add" and all(sources):
+            return True
+    return False
+
+
+def _leveled(array: Array, encoding: Encoding | None) -> Array:
+    return array if encoding is None else quantize(array, encoding)
+
+
+def _opened(path: Path) -> tuple[openvino.Core, openvino.Model, ir.Model | None]:
+    """Read a file; of an ONNX file also what it declares itself."""
     try:
         core = the_core()
     except ImportError as error:
@@ -56,25 +137,26 @@ def open_program(path: Path, *, threads: int | None = None) -> Program:
     declared = read(path) if path.suffix.lower() == ".onnx" else None
     if not path.is_file():
         raise RuntimeFailure(f"{path}: expected a network file, there is none")
-    model = _told(lambda: core.read_model(path), f"{path}: OpenVINO could not read the network")
+    return core, _told(lambda: core.read_model(path), f"{path}: OpenVINO could not read the network"), declared
+
+
+def _inputs(model: openvino.Model, declared: ir.Model | None, ends: _Ends) -> tuple[InputSpec, ...]:
+    if declared is not None:
+        return input_specs(declared)
+    return tuple(
+        InputSpec(name=_name(port), shape=_shape(port), dtype=_dtype(port, encoded=number in ends.inputs))
+        for number, port in enumerate(model.inputs)
+    )
+
+
+def _compiled(core: openvino.Core, model: openvino.Model, threads: int | None, path: Path) -> Any:
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": threads or available_cores(),
         "PERFORMANCE_HINT": "LATENCY",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # it would round the inputs of a float layer whose weights are integers
     }
-    ends = _ends(model) if path.suffix.lower() in _TFLITE else _Ends(inputs={}, outputs={})
-    if declared is None:
-        inputs = tuple(
-            InputSpec(name=_name(port), shape=_shape(port), dtype=_dtype(port, encoded=number in ends.inputs))
-            for number, port in enumerate(model.inputs)
-        )
-        outputs = tuple(_name(port) for port in model.outputs)
-    else:
-        inputs, outputs = input_specs(declared), tuple(str(value.name) for value in declared.graph.outputs)
-    compiled = _told(lambda: core.compile_model(model, "CPU", settings), f"{path}: OpenVINO could not load the network")
-    positions = _positions(compiled, [spec.name for spec in inputs], path)
-    return Program(inputs=inputs, outputs=outputs, run=_runner(compiled, inputs, positions, outputs, ends))
+    return _told(lambda: core.compile_model(model, "CPU", settings), f"{path}: OpenVINO could not load the network")
 
 
 def the_core() -> openvino.Core:

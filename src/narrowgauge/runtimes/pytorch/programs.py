@@ -166,17 +166,17 @@ def _runner(
         ]
         try:
             arguments, named = trees.tree_unflatten(tensors, program.call_spec.in_spec)
-            with torch.no_grad(), _threads(threads or available_cores()):
+            with torch.no_grad(), use_threads(threads or available_cores()):
                 found = trees.tree_leaves(call(*arguments, **named))
         except Exception as error:  # PyTorch and its compiler raise what they like
-            raise RuntimeFailure(f"PyTorch could not run the network: {_line(error)}") from None
+            raise RuntimeFailure(f"PyTorch could not run the network: {line(error)}") from None
         return dict(zip(outputs, map(_array, found), strict=True))
 
     return run
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def use_threads(count: int) -> Iterator[None]:
     """Let PyTorch use so many threads, and put back what it used before."""
     import torch
 
@@ -194,5 +194,6 @@ def _array(tensor: Any) -> Array:
     return np.array((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy())
 
 
-def _line(error: Exception) -> str:
+def line(error: Exception) -> str:
+    """Put the message of an error on one line."""
     return " ".join(str(error).split())[:500] or type(error).__name__
