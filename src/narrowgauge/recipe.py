@@ -114,8 +114,8 @@ class Recipe:
 
 
 _RECOVERY = (
-    "migrate", "equalize", "rotate-streams", "cap-outliers", "choose-estimator", "refine-ranges", "correct-bias",
-    "optimize-weights",
+    "migrate", "equalize", "widen-streams", "rotate-streams", "cap-outliers", "choose-estimator", "refine-ranges",
+    "correct-bias", "optimize-weights",
 )  # fmt: skip
 
 PRESETS: dict[str, Recipe] = {

@@ -358,3 +358,43 @@ def test_a_plan_holds_for_its_network_and_survives_its_file() -> None:
     outputs = [run(lower_to_qdq(model, each), images[1200:1300]) for each in (plan, again)]
     np.testing.assert_array_equal(*outputs)
     assert sqnr(run(model, images[1200:1300]), outputs[0]) > 20
+
+
+# --- fixed encodings in groups ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("behind", ["AveragePool<kernel_shape = [2, 2]>", "MaxPool<kernel_shape = [2, 2]>"])
+def test_what_shares_with_a_fixed_encoding_gets_it(behind: str) -> None:
+    model = network("float[n, 16, 4, 4] x", "float[n, 16, 3, 3] y", f"s = Sigmoid(x) y = {behind}(s)")
+    for kind, scale in (("int8", 2**-8), ("int16", 2**-15)):
+        plan = planned(model, seen(model, SAMPLES), "tflite", activations=integer_type(kind))
+        for name in ("s", "y"):
+            encoding = plan.encodings[name]
+            assert isinstance(encoding, Encoding)
+            assert float(encoding.scale) == scale
+
+
+def test_a_fixed_encoding_is_kept_where_the_others_reach_beyond_it() -> None:
+    model = network("float[n, 16, 4, 4] x", "float[n, 32, 4, 4] y", "s = Sigmoid(x) y = Concat<axis = 1>(s, x)")
+    plan = planned(model, seen(model, SAMPLES), "tflite", activations=integer_type("int8"))
+    fixed, shared = plan.encodings["s"], plan.encodings["y"]
+    assert isinstance(fixed, Encoding)
+    assert isinstance(shared, Encoding)
+    assert (float(fixed.scale), int(fixed.zero_point)) == (2**-8, -128)
+    assert shared.same_as(plan.encodings["x"])
+    assert shared.minimum <= SAMPLES.min() + float(shared.scale)
+    assert shared.maximum >= SAMPLES.max() - float(shared.scale)
+
+
+def test_fixed_encodings_that_differ_are_kept() -> None:
+    model = network(
+        "float[n, 16, 4, 4] x", "float[n, 32, 4, 4] y", "s = Sigmoid(x) t = Tanh(x) y = Concat<axis = 1>(s, t)"
+    )
+    plan = planned(model, seen(model, SAMPLES), "tflite", activations=integer_type("int8"))
+    sigmoid, tanh, shared = (plan.encodings[name] for name in ("s", "t", "y"))
+    assert isinstance(sigmoid, Encoding)
+    assert isinstance(tanh, Encoding)
+    assert float(sigmoid.scale) == 2**-8
+    assert float(tanh.scale) == 2**-7
+    assert isinstance(shared, Encoding)
+    assert shared.minimum < -0.5

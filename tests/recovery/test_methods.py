@@ -77,10 +77,18 @@ def spiking() -> ir.Model:
     return of_body(FULL, w1=into, b1=bias, w2=out_of)
 
 
+def uneven() -> ir.Model:
+    """One token's stream reaches sixty times as far as that of the token that is read."""
+    table = WEIGHTS["p"].copy()
+    table[:, -1] *= 60
+    return of_body(FULL, p=table)
+
+
 CASES = {
     "migrate": (outlying, lambda: normal(80, 48, seed=9), "onnxruntime", {}),
     "equalize": (unequal, lambda: normal(80, 8, 6, 6, seed=9), "tflite", {"granularity": "tensor"}),
     "absorb-biases": (lifted, lambda: normal(80, 16, seed=9), "tflite", {}),
+    "widen-streams": (uneven, lambda: normal(60, T, D, seed=20), "integer-only", {}),
     "rotate-streams": (spiking, lambda: normal(60, T, D, seed=20), "tflite", {}),
     "cap-outliers": (stream_network, stream_samples, "tflite", {}),
     "choose-estimator": (cut, lambda: heavy(1500), "tflite", {}),

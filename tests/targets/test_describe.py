@@ -20,7 +20,7 @@ def test_a_line_says_types_scales_and_rounding() -> None:
     assert row.activations == "int8, zero point 0"
     assert row.weights == "int8 or int4, one scale a channel, a tensor or a block"
     assert (row.rounding, row.bit_exact, row.formats) == ("half to even", False, ("qdq", "tensorrt"))
-    assert summarize(load_target("tflite")).activations == "int8 or int16, any zero point (0 for int16)"
+    assert summarize(load_target("tflite")).activations == "int8, int16 or uint8, any zero point (0 for int16)"
 
 
 @pytest.mark.parametrize("name", target_names())

@@ -6,8 +6,8 @@ from narrowgauge.errors import TargetError
 from narrowgauge.targets.registry import load_target, target_names
 
 NAMES = (
-    "cambricon", "ncnn", "onnxruntime", "onnxruntime-arm", "openvino", "pytorch-fbgemm", "pytorch-qnnpack", "qnn",
-    "snpe", "tensorrt", "tflite", "tflite-edgetpu", "tflite-hexagon", "tvm",
+    "cambricon", "integer-only", "ncnn", "onnxruntime", "onnxruntime-arm", "openvino", "pytorch-fbgemm",
+    "pytorch-qnnpack", "qnn", "snpe", "tensorrt", "tflite", "tflite-edgetpu", "tflite-hexagon", "tvm",
 )  # fmt: skip
 
 

@@ -130,12 +130,13 @@ def test_tensorrt_has_four_bits_for_weights_alone() -> None:
 def test_tflite_follows_its_specification() -> None:
     target = load_target("tflite")
     assert names(target.weights)[0] == "int8_narrow"
-    assert target.weights.symmetric
+    assert target.weights.is_symmetric(integer_type("int8_narrow"))
+    assert not target.weights.is_symmetric(integer_type("uint8"))
     assert not target.activations.is_symmetric(integer_type("int8"))
     assert target.activations.is_symmetric(integer_type("int16"))
     for operator in ("Softmax", "Sigmoid"):
-        assert fixed("tflite", operator) == {"int8": (1 / 256, -128), "int16": (1 / 32768, 0)}
-    assert fixed("tflite", "Tanh") == {"int8": (1 / 128, 0), "int16": (1 / 32768, 0)}
+        assert fixed("tflite", operator) == {"int8": (1 / 256, -128), "uint8": (1 / 256, 0), "int16": (1 / 32768, 0)}
+    assert fixed("tflite", "Tanh") == {"int8": (1 / 128, 0), "uint8": (1 / 128, 128), "int16": (1 / 32768, 0)}
     assert fixed("tflite", "LogSoftmax") == {"int8": (16 / 256, 127)}
     assert fixed("tflite", "LpNormalization") == {"int8": (1 / 128, 0)}
     for operator in ("Concat", "AveragePool", "Resize", "Max", "Min"):

@@ -40,7 +40,7 @@ def with_room_for_biases(model: ir.Model, plan: Plan, *, bits: int, power_of_two
             weights = encodings.get(name)
             activation = next((encodings.get(str(value.name)) for _, value in activation_inputs(node)), None)
             if isinstance(weights, Encoding) and isinstance(activation, Encoding):
-                unit = float(activation.scale) * _BIAS_SHARE * 2.0 ** (bits - 1)
+                unit = float(activation.scale.min()) * _BIAS_SHARE * 2.0 ** (bits - 1)
                 encodings[name] = _widened(node, weights, unit, power_of_two=power_of_two)
     return replace(plan, encodings=encodings)
 

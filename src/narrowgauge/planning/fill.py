@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from narrowgauge.calibration.ranges import Range
-from narrowgauge.calibration.statistics import Statistics, TensorStatistics
+from narrowgauge.calibration.statistics import ChannelStatistics, Statistics, TensorStatistics
 from narrowgauge.calibration.weights import weight_range
-from narrowgauge.core.encoding import AnyEncoding, DynamicEncoding, Encoding
-from narrowgauge.core.granularity import Granularity, PerAxis, PerBlock, PerTensor
+from narrowgauge.core.encoding import AnyEncoding, DynamicEncoding, Encoding, LogEncoding, NormalizedEncoding
+from narrowgauge.core.granularity import Granularity, PerAxis, PerBlock, PerTensor, PowerOfTwoFactor
 from narrowgauge.core.plan import Plan
+from narrowgauge.core.power_of_two_factor import choose_factor
 from narrowgauge.core.ranges import encoding_from_range
 from narrowgauge.errors import PlanError, StatisticsError
 from narrowgauge.graph.digest import network_digest
+from narrowgauge.graph.shapes import dimensions
 from narrowgauge.planning.bias_room import with_room_for_biases
 from narrowgauge.planning.choices import Choices
 from narrowgauge.planning.place import ActivationSlot, Placement, WeightSlot
 from narrowgauge.targets.schema import FixedOutput, Target
+
+Extremes = npt.NDArray[np.float32]
+
+# Of fewer channels than these none can be told from the rest.
+_FEWEST_CHANNELS = 2
+
+# Numbers of a channel whose extremes are as good as seen, and as few as its extremes are moved for at the most.
+_ENOUGH = 100_000
+_FEWEST_COUNTED = 32
 
 
 def fill(
@@ -56,7 +68,11 @@ def fill(
 
 def fixed_values(placement: Placement) -> frozenset[str]:
     """Names of the values whose encoding the target fixes (outputs of Softmax, Sigmoid, ...)."""
-    return frozenset(slot.value for slot in placement.activations.values() if _fixed_output(slot) is not None)
+    return frozenset(
+        slot.value
+        for slot in placement.activations.values()
+        if _fixed_output(slot) is not None or _probabilities(slot) is not None
+    )
 
 
 # --- activations ----------------------------------------------------------------------------------------------
@@ -77,11 +93,17 @@ def _activations(
     groups: dict[str, list[ActivationSlot]] = {}
     for slot in placement.activations.values():
         groups.setdefault(placement.root(slot.value), []).append(slot)
-    encodings = {
-        root: _group_encoding(_Ranges(model, statistics, choices), slots, target) for root, slots in groups.items()
-    }
+    ranges = _Ranges(model, statistics, choices)
+    encodings = {root: _group_encoding(ranges, slots, target) for root, slots in groups.items()}
     members = {value: placement.root(value) for value in [*placement.activations, *placement.shared]}
-    return {value: encodings[root] for value, root in members.items() if root in encodings}
+    shared = {value: encodings[root] for value, root in members.items() if root in encodings}
+    apart = {
+        slot.value: fixed
+        for root, slots in groups.items()
+        for slot in slots
+        if isinstance(encodings[root], Encoding) and (fixed := _fixed_encoding(slot)) is not None
+    }
+    return {**shared, **apart}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +111,21 @@ class _Ranges:
     model: ir.Model
     statistics: Statistics
     choices: Choices
+
+    def channels(self, slot: ActivationSlot) -> tuple[Extremes, Extremes] | None:
+        """Least and greatest value of each channel along the last axis, None where these are not known."""
+        constant = self.model.graph.initializers.get(slot.value)
+        if constant is not None:
+            return None
+        tensor = self.statistics.of(slot.value)
+        check_finite(slot.value, tensor)
+        value = next((one for node in self.model.graph for one in node.outputs if one.name == slot.value), None)
+        sizes = dimensions(value)
+        if tensor.channels is None or not sizes or tensor.channels.axis not in (-1, len(sizes) - 1):
+            return None
+        if tensor.channels.minimum.size != sizes[-1] or sizes[-1] < _FEWEST_CHANNELS:
+            return None
+        return _widened(tensor.channels)
 
     def of(self, slot: ActivationSlot, *, symmetric: bool) -> Range:
         constant = self.model.graph.initializers.get(slot.value)
@@ -98,6 +135,18 @@ class _Ranges:
         tensor = self.statistics.of(slot.value)
         check_finite(slot.value, tensor)
         return self.choices.range_estimator(slot.writer)(tensor, slot.type, symmetric=symmetric)
+
+
+def _widened(channels: ChannelStatistics) -> tuple[Extremes, Extremes]:
+    """Move each channel's extremes away from its mean to where those of `_ENOUGH` numbers would lie.
+
+    The extremes of n normal numbers lie about `sqrt(2 ln n)` deviations out: a channel of a tensor that has few
+    positions was seen a few hundred times only.
+    """
+    factor = math.sqrt(max(math.log(_ENOUGH) / math.log(max(channels.count, _FEWEST_COUNTED)), 1.0))
+    mean = channels.mean
+    low, high = (mean + factor * (end - mean) for end in (channels.minimum, channels.maximum))
+    return low.astype(np.float32), high.astype(np.float32)
 
 
 def check_finite(value: str, tensor: TensorStatistics) -> None:
@@ -117,18 +166,20 @@ def check_finite(value: str, tensor: TensorStatistics) -> None:
         raise StatisticsError(f"value {value!r} was empty in every sample: it has no range")
 
 
-def _group_encoding(ranges: _Ranges, slots: list[ActivationSlot], target: Target) -> Encoding:
-    """One encoding for values that share it: the fixed one, else the union of their ranges."""
+def _group_encoding(ranges: _Ranges, slots: list[ActivationSlot], target: Target) -> AnyEncoding:
+    """One encoding for values that share it: the fixed one where it fits all, else one that covers all ranges."""
     kind = slots[0].type
-    fixed = [_fixed_output(slot) for slot in slots]
-    if len(slots) == 1 and fixed[0] is not None:
-        return Encoding(
-            type=kind,
-            granularity=PerTensor(),
-            scale=np.array(fixed[0].scale, dtype=np.float32),
-            zero_point=np.array(fixed[0].zero_point, dtype=np.int32),
-        )
+    probabilities = _probabilities(slots[0]) if len(slots) == 1 else None
+    if probabilities is not None:
+        return probabilities
     symmetric = target.activations.is_symmetric(kind)
+    fixed = [encoding for slot in slots if (encoding := _fixed_encoding(slot)) is not None]
+    others = [ranges.of(slot, symmetric=symmetric) for slot in slots if fixed and _fixed_output(slot) is None]
+    if fixed and all(one.same_as(fixed[0]) for one in fixed) and all(_reaches(fixed[0], one) for one in others):
+        return fixed[0]
+    factor = _factor(ranges, slots)
+    if factor is not None:
+        return factor
     found = [ranges.of(slot, symmetric=symmetric) for slot in slots]
     return encoding_from_range(
         min(one.minimum for one in found),
@@ -138,6 +189,49 @@ def _group_encoding(ranges: _Ranges, slots: list[ActivationSlot], target: Target
         symmetric=symmetric,
         power_of_two=target.activations.power_of_two,
     )
+
+
+def _fixed_encoding(slot: ActivationSlot) -> Encoding | None:
+    """The only encoding that the target writes a value in; it keeps that where the rest of its group has another."""
+    fixed = _fixed_output(slot)
+    if fixed is None:
+        return None
+    return Encoding(
+        type=slot.type,
+        granularity=PerTensor(),
+        scale=np.array(fixed.scale, dtype=np.float32),
+        zero_point=np.array(fixed.zero_point, dtype=np.int32),
+    )
+
+
+def _reaches(encoding: Encoding, found: Range) -> bool:
+    """Whether levels reach to both ends of a range, but for the half step that rounding may take."""
+    half = float(encoding.scale) / 2
+    return float(encoding.minimum) - half <= found.minimum and found.maximum <= float(encoding.maximum) + half
+
+
+def _factor(ranges: _Ranges, slots: list[ActivationSlot]) -> Encoding | None:
+    """A power-of-two factor that covers every channel of all values; None where one of them takes none."""
+    if not all(slot.factor for slot in slots):
+        return None
+    seen = [ranges.channels(slot) for slot in slots]
+    known = [extremes for extremes in seen if extremes is not None]
+    if len(known) < len(seen) or len({low.size for low, _ in known}) != 1:
+        return None
+    low = np.min([low for low, _ in known], axis=0)
+    high = np.max([high for _, high in known], axis=0)
+    found = choose_factor(low, high, slots[0].type).encoding(slots[0].type, -1)
+    return replace(found, granularity=PowerOfTwoFactor(-1))
+
+
+def _probabilities(slot: ActivationSlot) -> LogEncoding | NormalizedEncoding | None:
+    """Encoding of what a Softmax writes where it is not affine."""
+    if slot.rule is None:
+        return None
+    found = next((one for one in slot.rule.log_output if one.type == slot.type), None)
+    if found is not None:
+        return replace(found, normalized=slot.normalized)
+    return NormalizedEncoding(type=slot.type) if slot.normalized else None
 
 
 def _fixed_output(slot: ActivationSlot) -> FixedOutput | None:

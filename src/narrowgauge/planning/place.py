@@ -25,6 +25,7 @@ from narrowgauge.graph.roles import (
     output_axis,
     weight_inputs,
 )
+from narrowgauge.graph.shapes import dimensions
 from narrowgauge.planning.choices import Choices
 from narrowgauge.targets.schema import OperatorRule, Scope, Target
 
@@ -63,12 +64,16 @@ class ActivationSlot:
         writer: name of the node that decides it: the one that writes it, None for an input of the network.
         type: number type.
         rule: rule of the integer operator that writes it, None if a float operator or nothing does.
+        factor: whether it may have a power-of-two factor along its last axis: who writes and who reads it can.
+        normalized: whether it is read as shares of a whole.
     """
 
     value: str
     writer: str | None
     type: IntegerType
     rule: OperatorRule | None
+    factor: bool = False
+    normalized: bool = False
 
 
 @dataclass(kw_only=True, slots=True)
@@ -197,9 +202,16 @@ class _Walk:
         if self.choices.mode == "static" and not all(map(_has_range, inputs)):  # a mask of -infinity
             return "an input of it is a constant that has no range: it is empty or not finite"
         moving = [value for value in inputs if not is_constant(value)]
+        if not moving and self.moves_constant(node, rule, inputs):
+            return ""
         if not moving and not (self.choices.mode == "weight-only" and weights):
             return "its inputs are constant"
         return "" if rule.kind == "compute" else self.arrival_refusal(node, rule, moving)
+
+    def moves_constant(self, node: ir.Node, rule: OperatorRule, inputs: list[ir.Value]) -> bool:
+        """Whether an operator moves the levels of a constant, which a chip without floats has to hold as such."""
+        kept = self.choices.mode == "static" and self.target.all_integer
+        return kept and rule.kind == "same" and len(inputs) == 1 and bool(node.outputs[0].uses())
 
     def arrival_refusal(self, node: ir.Node, rule: OperatorRule, moving: list[ir.Value]) -> str:
         """Why the inputs of an operator that no conversion is paid for keep it float, "" if they do not."""
@@ -216,7 +228,10 @@ class _Walk:
     def hand_on(self, node: ir.Node, rule: OperatorRule) -> None:
         """Let the outputs of a "same" operator take the encoding of its input."""
         inputs = [value for _, value in activation_inputs(node)]
-        source = next(value for value in inputs if value.name in self.arriving)
+        source = next((value for value in inputs if value.name in self.arriving), None)
+        if source is None:
+            source = inputs[0]
+            self.take_activation(source, None, None, rule)
         for value in [*inputs, *float_outputs(node)]:
             self.share(str(value.name), str(source.name))
         for value in float_outputs(node):
@@ -241,8 +256,8 @@ class _Walk:
             self.take_input(value, rule)
         if self.choices.mode == "dynamic":
             return
-        outputs = [last, *(value for value in float_outputs(node)[1:])]
-        for value in outputs:
+        read = [output for output in float_outputs(node) if output.uses() or output.is_graph_output()]
+        for value in (last if output is node.outputs[0] else output for output in read):
             if rule.output == "float":
                 self.placement.float_outputs.append(str(value.name))
             else:
@@ -365,10 +380,101 @@ class _Walk:
         self, value: ir.Value, writer: str | None, rule: OperatorRule | None, reader: OperatorRule | None = None
     ) -> None:
         types = (rule or reader).types if rule or reader else ()  # type: ignore[union-attr]
-        kind = self.choices.activations(writer) or (types or self.target.activations.types)[0]
-        self.placement.activations[str(value.name)] = ActivationSlot(
-            value=str(value.name), writer=writer, type=kind, rule=rule
+        kind = (
+            self.choices.activations(writer)
+            or self.type_for_reader(value)
+            or (types or self.target.activations.types)[0]
         )
+        self.placement.activations[str(value.name)] = ActivationSlot(
+            value=str(value.name),
+            writer=writer,
+            type=kind,
+            rule=rule,
+            factor=self.takes_factor(value, rule, kind),
+            normalized=self.is_normalized(value, rule, kind),
+        )
+
+    def is_normalized(self, value: ir.Value, rule: OperatorRule | None, kind: IntegerType) -> bool:
+        """Whether a product alone reads what a Softmax along the last axis writes, and divides behind itself."""
+        logarithms = [one.type for one in rule.log_output if one.normalized] if rule is not None else []
+        if rule is None or kind not in (*rule.normalized_output, *logarithms) or value.shape is None:
+            return False
+        writer, reader = value.producer(), sole_consumer(value)
+        last = is_operator(writer, "Softmax") and writer is not None and writer.attributes.get_int("axis", -1) in (
+            -1, value.shape.rank() - 1,
+        )  # fmt: skip
+        product = is_operator(reader, "MatMul") and reader is not None and reader.inputs[0] is value
+        return last and product and reader is not None and not self.choices.keep_float(str(reader.name))
+
+    def type_for_reader(self, value: ir.Value) -> IntegerType | None:
+        """Return the type that the only operator that reads a value prefers; None for the target's."""
+        if value.is_graph_input() or value.is_graph_output():
+            return None
+        found = readers(value, self.target)
+        rules = [self.rule(node) for node in found]
+        alone = len(found) == 1 and rules[0] is not None and not self.choices.keep_float(str(found[0].name))
+        return next(iter(rules[0].input_types), None) if alone and rules[0] is not None else None
+
+    def takes_factor(self, value: ir.Value, rule: OperatorRule | None, kind: IntegerType) -> bool:
+        """Whether a value's writer and all its readers take a power-of-two factor along its last axis."""
+        if rule is None or "output" not in rule.power_of_two_factor or value.is_graph_output():
+            return False
+        if value.shape is None or value.shape.rank() < 2 or kind in self.target.activations.symmetric_types:
+            return False
+        return not self.target.activations.symmetric and not self.target.activations.power_of_two and all(
+            self.reads_factor(use.node, value) for use in value.uses()
+        )  # fmt: skip
+
+    def reads_factor(self, node: ir.Node, value: ir.Value) -> bool:
+        rule = self.rule(node)
+        if rule is None or "input" not in rule.power_of_two_factor or self.choices.keep_float(str(node.name)):
+            return False
+        if rule.kind == "same":
+            moved = all(not output.is_graph_output() for output in node.outputs) and keeps_last_axis(node)
+            return moved and all(
+                self.reads_factor(use.node, output) for output in node.outputs for use in output.uses()
+            )
+        if is_operator(node, "MatMul", "Gemm"):  # along the axis that is summed over, of a product with constants
+            return bool(weight_inputs(node)) and node.inputs[0] is value and not node.attributes.get_int("transA", 0)
+        if is_operator(node, "LayerNormalization"):
+            axis, rank = node.attributes.get_int("axis", -1), value.shape.rank() if value.shape is not None else 0
+            return node.inputs[0] is value and axis in (-1, rank - 1)
+        ranks = {other.shape.rank() if other.shape is not None else None for other in node.outputs if other is not None}
+        return ranks == {value.shape.rank() if value.shape is not None else -1}
+
+
+def readers(value: ir.Value, target: Target) -> list[ir.Node]:
+    """Nodes that compute with a value, also behind nodes that only move its levels."""
+    found: dict[ir.Node, None] = {}
+    open_ones = [value]
+    while open_ones:
+        for use in open_ones.pop().uses():
+            rule = target.rule(use.node.op_type) if use.node.domain == "" else None
+            if rule is not None and rule.kind == "same":
+                open_ones += use.node.outputs
+            else:
+                found[use.node] = None
+    return list(found)
+
+
+def keeps_last_axis(node: ir.Node) -> bool:
+    """Whether an operator that moves data leaves the channels along the last axis whole and in their order."""
+    source = node.inputs[0]
+    before, after = dimensions(source) if source is not None else None, dimensions(node.outputs[0])
+    if not before or not after or before[-1] is None or before[-1] != after[-1]:
+        return False
+    if is_operator(node, "Transpose"):
+        order = node.attributes.get_ints("perm", [])
+        return bool(order) and order[-1] == len(order) - 1
+    if is_operator(node, "Gather"):
+        return node.attributes.get_int("axis", 0) not in (-1, len(before) - 1)
+    if is_operator(node, "Concat", "Split"):
+        return node.attributes.get_int("axis", 0) not in (-1, len(before) - 1)
+    if is_operator(node, "Slice") and len(node.inputs) > 4:
+        steps = constant_array(node.inputs[4])
+        return steps is not None and bool((steps > 0).all())
+    # As many channels as before: all of them are kept, and only the axes before them change.
+    return is_operator(node, "Slice", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand")
 
 
 def _has_range(value: ir.Value) -> bool:

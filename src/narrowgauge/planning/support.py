@@ -6,9 +6,10 @@ import onnx_ir as ir
 
 from narrowgauge.core.encoding import Encoding
 from narrowgauge.core.granularity import PerAxis, PerBlock
+from narrowgauge.core.numbers import IntegerType
 from narrowgauge.core.plan import Plan
 from narrowgauge.graph.roles import weight_inputs
-from narrowgauge.targets.schema import Scope, Target
+from narrowgauge.targets.schema import OperatorRule, Scope, Target
 
 
 def unsupported(model: ir.Model, plan: Plan, target: Target) -> list[str]:
@@ -18,7 +19,7 @@ def unsupported(model: ir.Model, plan: Plan, target: Target) -> list[str]:
     for name, encoding in plan.encodings.items():
         constant = kinds.get(name, False)
         rules = target.weights if constant else target.activations
-        own = {kind for rule in target.operators for kind in (rule.weight_types if constant else rule.types)}
+        own = {kind for rule in target.operators for kind in (rule.weight_types if constant else _written(rule))}
         what = "weights" if constant else "activations"
         kind = encoding.type
         if constant and kind not in own | set(rules.types) | set(target.activations.types):
@@ -35,6 +36,11 @@ def unsupported(model: ir.Model, plan: Plan, target: Target) -> list[str]:
             if scope != "tensor" and scope not in scopes:
                 said[f"{what} with a scale per {scope} (it takes one per {' or '.join(rules.granularity)})"] = None
     return list(said)
+
+
+def _written(rule: OperatorRule) -> tuple[IntegerType, ...]:
+    """Types of activations that an operator has of its own."""
+    return (*rule.types, *(one.type for one in rule.log_output))
 
 
 def _is_weight(value: ir.Value) -> bool:

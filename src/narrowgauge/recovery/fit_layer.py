@@ -276,9 +276,9 @@ def _rows(layer: _Layer, values: Array, most: int, read: ReadPositions | None, *
 
 
 def _fixed(encoding: AnyEncoding | None, values: Array) -> Encoding | None:
-    """The encoding that a value gets at run time."""
+    """The affine encoding that a value gets at run time; None where it has none."""
     if not isinstance(encoding, DynamicEncoding):
-        return encoding
+        return encoding if isinstance(encoding, Encoding) else None
     low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
     return encoding_from_range(low, high, encoding.type, PerTensor(), symmetric=encoding.symmetric)
 

@@ -24,6 +24,7 @@ from narrowgauge.recovery.range_refinement import refine_ranges
 from narrowgauge.recovery.rotate_streams import rotate_streams
 from narrowgauge.recovery.sequential import optimize
 from narrowgauge.recovery.smooth import smooth
+from narrowgauge.recovery.widen_streams import widen_streams
 from narrowgauge.recovery.workshop import State, Workshop
 
 # Samples that ranges are refined on. Every value and a rounded twin of it are held for a batch of them.
@@ -137,6 +138,16 @@ def _absorb_biases(workshop: Workshop, state: State) -> Found:
         return None
     said = f"what the channels of {_counted(len(done), 'layer')} never fall below was moved into the next biases"
     return workshop.planned(network, workshop.calibrate(network), state.choices), said
+
+
+def _widen_streams(workshop: Workshop, state: State) -> Found:
+    """Hold residual streams in more bits."""
+    asked, values = widen_streams(state.reference, state.placement, workshop.target, state.choices)
+    if not values:
+        return None
+    widened = workshop.planned(state.reference, state.statistics, asked)
+    kind = widened.plan.encodings[values[0]].type.name
+    return widened, f"the residual stream, {_counted(len(values), 'value')}, is held in {kind}"
 
 
 def _rotate_streams(workshop: Workshop, state: State) -> Found:
@@ -258,6 +269,11 @@ METHODS: dict[str, Method] = {
         Method(
             name="absorb-biases", apply=_absorb_biases, structural=True,
             meaning="move what channels never fall below into the biases of the next layers",
+        ),
+        Method(
+            name="widen-streams", apply=_widen_streams, cost=0.1, structural=True,
+            worthwhile=lambda state, noise: noise > _OPTIMIZE_ABOVE,
+            meaning="hold residual streams in more bits, where the target's additions and normalizations take them",
         ),
         Method(
             name="rotate-streams", apply=_rotate_streams, structural=True,

@@ -172,7 +172,9 @@ class _Walk:
 
     def advance(self, nodes: Sequence[ir.Node], keep: set[str]) -> None:
         part = piece(self.network, nodes, _kept(nodes, keep))
-        lowered = lower_to_qdq(part, plan_for(part, self.plan), QdqStyle(bias_bits=self.rules.bias_bits))
+        lowered = lower_to_qdq(
+            part, plan_for(part, self.plan), QdqStyle(bias_bits=self.rules.bias_bits, spell_out_channels=True)
+        )
         self.rounded_stream.advance(lowered, keep)
 
     def advance_float(self, clamped: ir.Model, nodes: Sequence[ir.Node], keep: set[str]) -> None:

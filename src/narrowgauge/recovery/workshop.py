@@ -104,4 +104,4 @@ class Workshop:
         if of_activations:
             rounded = {name: one for name, one in plan.encodings.items() if name not in state.placement.weights}
             plan, network = replace(plan, encodings=rounded), state.reference
-        return self._judge.measure(network, plan, QdqStyle(bias_bits=self.target.bias_bits))
+        return self._judge.measure(network, plan, QdqStyle(bias_bits=self.target.bias_bits, spell_out_channels=True))

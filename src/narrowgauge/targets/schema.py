@@ -9,13 +9,18 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
+from narrowgauge.core.encoding import LogEncoding
+from narrowgauge.core.integer_logarithm import Threshold
 from narrowgauge.core.numbers import IntegerType, integer_type
 from narrowgauge.core.plan import Mode
 from narrowgauge.errors import PlanError, TargetError
 
+RECURRENT = ("LSTM", "GRU", "RNN")
+
 Scope = Literal["tensor", "channel", "block"]
+Side = Literal["input", "output"]
 Kind = Literal["compute", "join", "same"]
 Output = Literal["quantized", "float"]
 
@@ -77,6 +82,13 @@ class OperatorRule:
         types: activation types where they differ from the target's; empty for the target's.
         weight_types: likewise of weights.
         weight_granularity: likewise of weights.
+        input_types: types in which it takes an input that nothing else reads, the preferred one first; empty for those
+            of activations. A wider one is the sum that the operator before it holds anyway (Add behind a layer).
+        power_of_two_factor: whether its inputs, or its outputs, may have a scale per channel of the last axis that is
+            a power of two times one scale, and a zero point per channel.
+        log_output: output encodings by logarithms, per activation type.
+        normalized_output: activation types in which a product that alone reads the output takes exponentials, and
+            divides by the sum of each row behind it (Softmax along the last axis).
         source: where that is said.
     """
 
@@ -94,6 +106,10 @@ class OperatorRule:
     weight_types: tuple[IntegerType, ...]
     weight_granularity: tuple[Scope, ...]
     source: str
+    input_types: tuple[IntegerType, ...] = ()
+    power_of_two_factor: tuple[Side, ...] = ()
+    log_output: tuple[LogEncoding, ...] = ()
+    normalized_output: tuple[IntegerType, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +143,7 @@ class Target:
         weights: rules of weights.
         bias_bits: width of a bias, 0 where it stays float.
         all_integer: a node that stays float ends the part that the chip runs, so inputs and outputs are integers too.
+        unrolled: recurrent layers without a kernel, which become steps of other operators before they are calibrated.
         arithmetic: how it rounds.
         operators: what it runs in integers; an operator that no rule names stays float.
         notes: what a person should know.
@@ -144,6 +161,7 @@ class Target:
     operators: tuple[OperatorRule, ...]
     notes: tuple[str, ...]
     all_integer: bool = False
+    unrolled: tuple[str, ...] = ()
 
     def rule(self, operator: str) -> OperatorRule | None:
         """Return the rule of an ONNX operator, None where it stays float."""
@@ -251,6 +269,7 @@ def _target(table: _Table) -> Target:
         operators=tuple(_operator_rule(row) for row in table.tables("operators")),
         notes=table.strings("notes", default=[]),
         all_integer=table.take("all_integer", bool, False),
+        unrolled=table.strings("unrolled", RECURRENT, []),
     )
     table.end()
     if not (target.bias_bits == 0 or 8 <= target.bias_bits <= 32):
@@ -313,6 +332,10 @@ def _operator_rule(table: _Table) -> OperatorRule:
         weight_types=table.types("weight_types", []),
         weight_granularity=cast("tuple[Scope, ...]", table.strings("weight_granularity", _SCOPES, [])),
         source=table.text("source"),
+        input_types=table.types("input_types", []),
+        power_of_two_factor=cast("tuple[Side, ...]", table.strings("power_of_two_factor", ("input", "output"), [])),
+        log_output=tuple(_log_output(row) for row in table.tables("log_output", [])),
+        normalized_output=table.types("normalized_output", []),
     )
     table.end()
     if not rule.operators:
@@ -335,6 +358,17 @@ def _fixed_output(table: _Table) -> FixedOutput:
             f"got {fixed.zero_point}"
         )
     return fixed
+
+
+def _log_output(table: _Table) -> LogEncoding:
+    encoding = LogEncoding(
+        type=integer_type(table.take("type", str)),
+        octave_bits=table.take("octave_bits", int, 0),
+        threshold=cast(Threshold, table.choice("threshold", get_args(Threshold), "three_halves")),
+        normalized=table.take("normalized", bool, False),
+    )
+    table.end()
+    return encoding
 
 
 def _check_once(target: Target) -> None:
