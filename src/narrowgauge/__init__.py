@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from narrowgauge.core.plan import Plan
     from narrowgauge.errors import NarrowgaugeError
     from narrowgauge.exporting import export_targets
+    from narrowgauge.lowering.lower import lower
     from narrowgauge.pipeline import Result, analyze, calibrate, quantize
     from narrowgauge.recipe import Recipe, Rule
     from narrowgauge.stages import Progress
@@ -36,6 +37,7 @@ _HOMES = {
     "calibrate": "narrowgauge.pipeline",
     "compare": "narrowgauge.comparison",
     "export_targets": "narrowgauge.exporting",
+    "lower": "narrowgauge.lowering.lower",
     "quantize": "narrowgauge.pipeline",
 }
 
@@ -54,6 +56,7 @@ __all__ = [
     "calibrate",
     "compare",
     "export_targets",
+    "lower",
     "quantize",
 ]
 

@@ -165,7 +165,8 @@ def quantize(  # noqa: PLR0913 - the command line's options, by the same names
         judge = None
         if max_drop is not None or asked.budget:
             judge = functools.partial(job.accuracy, original, imported.model, checking, metric)
-        made = job.plan(imported.model, chosen, asked, calibrating, given, judge, max_drop)
+        network = job.in_steps(imported.model, chosen, asked)
+        made = job.plan(network, chosen, asked, calibrating, given, judge, max_drop)
         checking = job.left_to_check(checking, calibrating, made.statistics, samples)
         with job.stage("lower"):
             forms = forms_for(chosen, made.network, made.plan, form=format)
@@ -182,11 +183,13 @@ def quantize(  # noqa: PLR0913 - the command line's options, by the same names
             job.notes.append("nothing was checked: there are no data")
         else:
             found = job.check(original, written, imported.model, every, checking.count, metric=metric)
+        bit_exact = job.integers(written, made.plan, chosen, first)
         found_out = job.analyze(made, chosen, first, analysis)
         job.notes += [*coverage_warnings(made.network, made.plan), *(opened.notes if opened is not None else ())]
         summary = summarize(
             model=imported.name, target=chosen.name, recipe=asked.name, plan=made.plan, check=found,
             float_bytes=_float_bytes(imported), written=written, seconds=job.seconds, steps=made.steps, notes=job.notes,
+            bit_exact=bit_exact,
         )  # fmt: skip
         write_report(
             folder, summary, found_out or Analysis(steps=made.steps, front=made.front), plan=made.plan, target=chosen

@@ -19,8 +19,11 @@ from narrowgauge.analysis.check import Check, check
 from narrowgauge.analysis.coverage import constant_input_warnings
 from narrowgauge.analysis.drop import accuracy_drop
 from narrowgauge.analysis.evaluate import compare_runs
+from narrowgauge.analysis.exactness import to_summary
+from narrowgauge.analysis.folder_exactness import folder_exactness
 from narrowgauge.analysis.records import Analysis, Choice, Step
 from narrowgauge.calibration.batching import batch_size
+from narrowgauge.calibration.cells import cell_magnitudes, keep_cells
 from narrowgauge.calibration.collect import SAMPLED, collect
 from narrowgauge.calibration.statistics import Statistics
 from narrowgauge.core.encoding import Encoding
@@ -36,6 +39,7 @@ from narrowgauge.exporters.forms import forms_for
 from narrowgauge.graph.digest import network_digest
 from narrowgauge.importers.imported import ImportedModel
 from narrowgauge.importers.opening import load
+from narrowgauge.passes.unroll_recurrent import Unrolled, unroll_recurrent
 from narrowgauge.planning.fill import fill
 from narrowgauge.planning.place import place
 from narrowgauge.recipe import Recipe, choices
@@ -58,6 +62,12 @@ _MEASURING_BATCH = 8
 
 # Fewer samples than this are not worth choosing numbers on.
 _FEWEST_CHOOSING = 8
+
+# How many tell whether the engine computes as we do; `verify` takes more.
+_INTEGER_SAMPLES = 2
+
+# How many tell the range of an LSTM's cells.
+_CELL_SAMPLES = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,6 +223,21 @@ class Stages:
         self.notes.append(f"the {seen.samples} samples there are calibrate and check: the check says little")
         return calibrating
 
+    def in_steps(self, network: ir.Model, target: Target, recipe: Recipe) -> ir.Model:
+        """Unroll the recurrent layers that the target has no kernel for: their inner values need ranges."""
+        given = self.statistics_given
+        if recipe.mode != "static" or not any(node.op_type in target.unrolled for node in network.graph):
+            return network
+        if isinstance(given, Statistics) and given.network == network_digest(network):
+            self.notes.append("statistics of the layers as they are were given: recurrent layers were not unrolled")
+            return network
+        steps = network.clone()
+        unrolled, refusals = unroll_recurrent(steps, keep=lambda layer: layer.operator not in target.unrolled)
+        if unrolled:
+            self.notes.append(f"{target.name} has no kernel of {_some_nodes(unrolled)}: unrolled into its steps")
+        self.notes += [f"{one} (it was not unrolled)" for one in refusals]
+        return steps if unrolled else network
+
     def plan(
         self, network: ir.Model, target: Target, recipe: Recipe, calibrating: Samples | None,
         given: Plan | None, judge: Callable[[], Drop | None] | None = None, max_drop: float | None = None,
@@ -236,6 +261,7 @@ class Stages:
                     changed, plan = correct_bias(network, plan, statistics)
             return self._planned(network, changed, plan, statistics, statistics)
         count = _readable_again(calibrating, statistics.samples)
+        self.note_cells(network, target, calibrating if count is not None else None)
         workshop = self.workshop(network, target, calibrating, count)
         drop = judge() if judge is not None and count is not None else None
         if judge is not None and drop is None:
@@ -280,6 +306,13 @@ class Stages:
         if given.target != target.name:
             self.notes.append(f"the plan was made for {given.target}: it is applied for {target.name}")
         return replace(given, target=target.name)
+
+    def note_cells(self, network: ir.Model, target: Target, samples: Samples | None) -> None:
+        """Find the range of the cells that the target's LSTM kernel keeps in 16 bits; samples: None for none."""
+        rule = target.rule("LSTM")
+        if samples is not None and rule is not None and "static" in rule.modes:
+            feeds = (batch.feed for batch in _batches(network, samples.take(_CELL_SAMPLES)))
+            keep_cells(network, cell_magnitudes(network, feeds, threads=self.threads))
 
     def workshop(self, network: ir.Model, target: Target, calibrating: Samples | None, count: int | None) -> Workshop:
         """Part the calibrating samples into those that numbers are chosen on and those that these are measured on.
@@ -400,6 +433,19 @@ class Stages:
         self.notes += found.warnings
         return found
 
+    def integers(self, written: Written, plan: Plan, target: Target, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Compare the integers inside the engine with ours on the first samples: engine -> what was found."""
+        there = written.runtime and written.planned and engine_named(written.runtime).installed
+        if not there or plan.mode != "static" or not samples:
+            return {}
+        with self.stage("compare integers", len(samples[:_INTEGER_SAMPLES])):
+            found, reasons = folder_exactness(
+                written.runnable, samples[:_INTEGER_SAMPLES], engine=engine_named(written.runtime), plan=plan,
+                target=target, threads=self.threads, progress=self.progress.advance,
+            )  # fmt: skip
+        self.notes += reasons
+        return {written.runtime: to_summary(found, reasons)} if found is not None else {}
+
     def analyze(self, made: Planned, target: Target, samples: Sequence[Sample], depth: Depth) -> Analysis | None:
         """Find out where the accuracy goes, as thoroughly as is asked for; None where nothing is to be analysed."""
         if not samples or not any(isinstance(one, Encoding) for one in made.plan.encodings.values()):
@@ -419,6 +465,11 @@ class Stages:
 def made_for(plan: Plan, network: ir.Model) -> bool:
     """Whether a plan belongs to these very weights and biases."""
     return plan.network == network_digest(network)
+
+
+def _some_nodes(unrolled: Sequence[Unrolled]) -> str:
+    names = [one.node for one in unrolled]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _widths(bits: Mapping[str, int]) -> str:

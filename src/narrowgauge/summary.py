@@ -29,15 +29,17 @@ def summarize(  # noqa: PLR0913 - the parts of the record, each by name
     seconds: Mapping[str, float],
     steps: Sequence[Step],
     notes: Sequence[str],
+    bit_exact: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Put a run's figures together as JSON values; a figure that was not measured is null.
 
     Sizes are bytes, times seconds but for `latency_ms`, accuracies percent, `sqnr_db` decibels (null where both
     networks' outputs are equal: `sqnr_infinite` is then true). `steps` are what recovery tried, see
     `analysis.records.Step`. `runnable` is the file that was checked and the engine that runs it ("" where it is
-    simulated); `first_sample` has the best five classes of the first sample that was checked, the best first;
-    `latency_runtimes` are the engines that were timed. `files` are those beside the summary, each with size
-    and sha256, filled in once they are written.
+    simulated), and whether the plan is in it; `first_sample` has the best five classes of the first sample that was
+    checked, the best first; `latency_runtimes` are the engines that were timed. `bit_exact` has, for each engine that
+    was looked into, how its integers lie to ours, see `analysis.exactness.to_summary`. `files` are those beside the
+    summary, each with size and sha256, filled in once they are written.
     """
     comparison = check.comparison if check is not None else None
     latency = check.latency if check is not None else {}
@@ -56,12 +58,13 @@ def summarize(  # noqa: PLR0913 - the parts of the record, each by name
         "checked_samples": comparison.samples if comparison is not None else 0,
         "labelled_samples": comparison.labelled if comparison is not None else 0,
         "size_bytes": {"float": float_bytes, "quantized": written.size_bytes},
-        "runnable": {"file": written.runnable.name, "runtime": written.runtime},
+        "runnable": {"file": written.runnable.name, "runtime": written.runtime, "planned": written.planned},
         "latency_ms": {name: times.median_ms for name, times in latency.items()} or {"float": None, "quantized": None},
         "latency_runtimes": {
             "float": check.float_runtime if check is not None else "",
             "quantized": check.runtime if check is not None else "",
         },
+        "bit_exact": dict(bit_exact),
         "files": {},
         "seconds": dict(seconds),
         "peak_rss_bytes": peak_memory_bytes(),

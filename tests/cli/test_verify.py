@@ -1,12 +1,20 @@
 """`verify`: a folder that is whole passes; anything else is named."""
 
+import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from narrowgauge.analysis import folder_exactness
 from narrowgauge.demo import network_path
+from narrowgauge.report import files
+from narrowgauge.runtimes import inner
+from narrowgauge.runtimes.inner import Inner
 from tests.cli.conftest import Digits
 from tests.cli.running import done, error_of, record
 
@@ -17,12 +25,87 @@ def folder(written: Digits, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written.quantized, tmp_path / "copy"))
 
 
-def test_a_sound_folder_passes(written: Digits) -> None:
-    found = record("verify", written.quantized, "--data", written.data)
+def test_a_sound_folder_passes(folder: Path, written: Digits) -> None:
+    found = record("verify", folder, "--data", written.data)
     assert found["contradictions"] == []
     assert [pair["other"] for pair in found["pairs"]] == ["model.onnx", "simulated.onnx", "integer.onnx"]
     assert found["pairs"][0]["agreement_top1"] > 90
-    assert "does what its summary says" in done("verify", written.quantized, "--data", written.data).stdout
+    assert "does what its summary says" in done("verify", folder, "--data", written.data).stdout
+
+
+def test_integers_inside_the_engine_are_compared_and_noted(folder: Path, written: Digits) -> None:
+    found = record("verify", folder, "--data", written.data, "--samples", 5)
+    assert found["runtime"] == "onnxruntime"
+    inside = found["bit_exact"]
+    assert inside["different"] == inside["max"] == 0
+    assert inside["samples"] == 5
+    assert inside["elements"] == sum(row["elements"] for row in inside["tensors"]) > 10_000
+    summary = json.loads((folder / "summary.json").read_text())
+    noted = summary["bit_exact"]["onnxruntime"]
+    assert {key: noted[key] for key in ("elements", "different", "max")} == {
+        "elements": inside["elements"], "different": 0, "max": 0,
+    }  # fmt: skip
+    assert "The engine’s own integers" in (folder / "report.html").read_text()
+    # The summary lists the report as it is now, so that the folder is whole; nothing is left lying about.
+    said = done("verify", folder, "--data", written.data, "--samples", 4).stdout
+    assert "inside ONNX Runtime are those that we compute" in " ".join(said.split())
+    assert json.loads((folder / "summary.json").read_text())["bit_exact"]["onnxruntime"]["samples"] == 4
+    assert {path.name for path in folder.iterdir()} == {path.name for path in written.quantized.iterdir()}
+
+
+def test_another_engine_is_noted_beside_the_first(folder: Path, written: Digits) -> None:
+    pytest.importorskip("openvino", reason="needs OpenVINO: pip install openvino")
+    for runtime in ("onnxruntime", "openvino"):
+        done("verify", folder, "--data", written.data, "--samples", 4, "--runtime", runtime, "--quiet")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary["bit_exact"]) == ["onnxruntime", "openvino"]
+    assert summary["bit_exact"]["onnxruntime"]["different"] == 0
+
+
+def test_integers_that_differ_are_a_finding_not_an_error(
+    folder: Path, written: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine whose second layer computes one step too much."""
+    honest = inner.open_inner
+
+    def shifted(path: Path, **options: Any) -> Inner:
+        opened = honest(path, **options)
+        name = opened.names[2]
+
+        def run(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            found = opened.run(feed)
+            return {**found, name: np.where(found[name] < 255, found[name] + 1, 254).astype(np.uint8)}
+
+        return dataclasses.replace(opened, run=run)
+
+    monkeypatch.setattr(folder_exactness, "open_inner", shifted)
+    result = done("verify", folder, "--data", written.data, "--samples", 4)
+    said = " ".join(result.stdout.split())
+    assert "differ from those that we compute: " in said
+    assert "WARNING" in said
+    assert "is whole and does what its summary says" in said
+    found = record("verify", folder, "--data", written.data, "--samples", 4)
+    assert found["contradictions"] == []
+    assert any(note.startswith("WARNING: ") for note in found["notes"])
+    first = found["bit_exact"]["first_different_tensor"]
+    row = next(row for row in found["bit_exact"]["tensors"] if row["name"] == first)
+    assert row["different"] == row["elements"] == row["own"]["different"]
+    assert row["off_by"] == {"1": row["elements"]}
+    assert f'<th scope="row">{first}</th>' in (folder / "report.html").read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_still_verified(
+    folder: Path, written: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(files, "write_summary", refuse)
+    before = (folder / "summary.json").read_bytes()
+    found = record("verify", folder, "--data", written.data, "--samples", 4)
+    assert found["bit_exact"]["different"] == 0
+    assert any("could not be noted" in note and "Read-only file system" in note for note in found["notes"])
+    assert (folder / "summary.json").read_bytes() == before
 
 
 def test_biases_that_recovery_changed_are_no_contradiction(zoo: Path, tmp_path: Path) -> None:
@@ -125,9 +208,22 @@ def test_another_runtime_is_refused(written: Digits) -> None:
 
 def test_a_folder_without_the_targets_own_file(written: Digits, tmp_path: Path) -> None:
     done(
-        "quantize", network_path("digits_conv"), "--data", written.data, "--target", "tflite", "--out", tmp_path / "o",
+        "quantize", network_path("digits_conv"), "--data", written.data, "--target", "ncnn", "--out", tmp_path / "o",
         "--quiet",
     )  # fmt: skip
     found = record("verify", tmp_path / "o", "--data", written.data)
     assert found["pairs"][0]["other"] == "simulated.onnx"
     assert found["contradictions"] == []
+    assert found["bit_exact"] is None
+    assert any("no engine here runs the target's own file" in note for note in found["notes"])
+
+
+def test_a_file_of_the_float_network_has_no_plan_and_no_recovery_in_it(written: Digits, tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs LiteRT: pip install ai-edge-litert")
+    folder = tmp_path / "float"
+    options = ("--target", "tflite", "--format", "tflite-float", "--recipe", "fast")
+    done("quantize", written.network, "--data", written.data, *options, "--out", folder, "--quiet")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["runnable"] == {"file": "model.tflite", "runtime": "litert", "planned": False}
+    assert summary["sqnr_infinite"] or summary["sqnr_db"] > 100
+    assert "the float network" in done("verify", folder, "--data", written.data).stdout

@@ -32,7 +32,7 @@ from narrowgauge.graph.feeds import Batch, sample_rows
 from narrowgauge.graph.pieces import alive_after, outer_inputs, piece, plan_for
 from narrowgauge.graph.roles import is_constant, is_float
 from narrowgauge.lowering.parameters import check_names
-from narrowgauge.lowering.qdq import lower_to_qdq
+from narrowgauge.lowering.qdq import QdqStyle, lower_to_qdq
 
 Array = npt.NDArray[Any]
 Values = Mapping[str, Array]
@@ -167,7 +167,7 @@ class Chain:
             if change.edit is not None:
                 change.edit(section.graph)
             plan = changed_plan(plan, change.encodings)
-        lowered = lower_to_qdq(section, plan_for(section, plan))
+        lowered = lower_to_qdq(section, plan_for(section, plan), QdqStyle(spell_out_channels=True))
         return Part(
             session=open_session(lowered, threads=1, simulate=True, arena=False),
             inputs=tuple(str(value.name) for value in lowered.graph.inputs),

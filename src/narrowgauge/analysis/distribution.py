@@ -161,7 +161,9 @@ def _observed_channels(one: Rounding, tensor: TensorStatistics) -> _Channels | N
         return None
     if isinstance(encoding.granularity, PerTensor):
         ends = [np.broadcast_to(end, length) for end in (encoding.minimum, encoding.maximum)]
-    elif encoding.granularity == PerAxis(channels.axis) and encoding.scale.size == length:
+    elif isinstance(encoding.granularity, PerAxis) and encoding.scale.size == length:
+        if normalized_axis(encoding.granularity.axis, len(sizes)) != channels.axis:
+            return None
         ends = [encoding.minimum, encoding.maximum]
     else:
         return None

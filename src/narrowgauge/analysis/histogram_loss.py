@@ -89,7 +89,8 @@ def _channels(bins: _Bins, tensor: TensorStatistics, encoding: Encoding) -> Iter
     scales, zero_points = encoding.scale.reshape(-1), encoding.zero_point.reshape(-1)
     parts = [bins] * scales.size
     channels, granularity = tensor.channels, encoding.granularity
-    if channels is not None and granularity == PerAxis(channels.axis) and channels.minimum.size == scales.size:
+    along = isinstance(granularity, PerAxis) and channels is not None and granularity.axis in (channels.axis, -1)
+    if channels is not None and along and channels.minimum.size == scales.size:
         ends = zip(channels.minimum, channels.maximum, strict=True)
         parts = [bins.between(float(low), float(high)) for low, high in ends]
     for part, scale, zero_point in zip(parts, scales, zero_points, strict=True):

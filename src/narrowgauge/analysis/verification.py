@@ -13,17 +13,21 @@ from typing import Any
 import onnx_ir as ir
 
 from narrowgauge.analysis.evaluate import Comparison, Run, compare_runs
+from narrowgauge.analysis.exactness import Exactness
+from narrowgauge.analysis.exactness import to_json as exactness_to_json
+from narrowgauge.analysis.folder_exactness import folder_exactness
 from narrowgauge.calibration.batching import batch_size
 from narrowgauge.core.plan import load_plan
 from narrowgauge.data import Preprocess, batches, default_preprocess, input_specs, open_samples
 from narrowgauge.data.inputs import output_names
 from narrowgauge.data.preprocess import load_preprocess
-from narrowgauge.errors import MissingDependencyError, NarrowgaugeError, OutputError, RuntimeFailure
+from narrowgauge.errors import MissingDependencyError, NarrowgaugeError, OutputError, RuntimeFailure, TargetError
 from narrowgauge.exporters.folder import FLOAT, INTEGER, ORIGINAL, PLAN, PREPROCESS, SIMULATED, SUMMARY
 from narrowgauge.importers.onnx import read
-from narrowgauge.runtimes.engines import open_program
+from narrowgauge.runtimes.engines import engine_for, engine_named, engines_for, open_program
 from narrowgauge.runtimes.feeding import taking
 from narrowgauge.runtimes.onnxruntime import open_run
+from narrowgauge.targets.registry import load_target
 
 
 def _is_text(value: Any) -> bool:
@@ -64,9 +68,14 @@ _FITS: Mapping[str, Callable[[Any], bool]] = {
 }
 """What a summary must say to be checked, and of what kind each entry is."""
 
-# How far figures of other samples may lie from the summary's before they contradict it.
+_NO_ENGINE = "the integers inside were not compared: no engine here runs the target's own file"
+
+_FLOAT_FILE = "the file holds the float network: there are no integers inside to compare"
+
+# How far figures of other samples may lie from the summary's before they contradict it. A few samples that reach beyond
+# the calibrated ranges cost many decibels.
 _DEVIATIONS = 4.0
-_SQNR_DB = 6.0
+_SQNR_DB = 20.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,12 +87,18 @@ class Verification:
         samples: how many were run.
         contradictions: what does not hold, one sentence each; empty if all is well.
         notes: what a person should know of the samples.
+        runtime: name of the engine that ran the quantized network; "" where it was simulated.
+        exactness: how the engine's integers lie to ours; None where they were not compared.
+        reasons: why integers differ or were not compared, a sentence each.
     """
 
     pairs: Mapping[tuple[str, str], Comparison]
     samples: int
     contradictions: tuple[str, ...]
     notes: tuple[str, ...]
+    runtime: str = ""
+    exactness: Exactness | None = None
+    reasons: tuple[str, ...] = ()
 
 
 def verify(
@@ -97,6 +112,10 @@ def verify(
     progress: Callable[[int], None] = lambda count: None,
 ) -> Verification:
     """Read a folder back, run its networks on samples and compare them with each other and with `summary.json`.
+
+    Where we know the arithmetic of the engine that runs the quantized network, every integer inside it is compared with
+    that of our integer network, too. Integers that differ contradict nothing: they are a finding, with a warning where
+    they should not.
 
     Args:
         folder: what `quantize` wrote.
@@ -119,10 +138,12 @@ def verify(
     inputs = input_specs(reference)
     given = _preprocess(preprocess, folder, Path(summary["model"]))
     opened = open_samples(data, inputs, preprocess=given).take(samples)
-    runnable = str(summary["runnable"]["file"])
-    runs = {runnable: _run(folder / runnable, reference, runtime or summary["runnable"]["runtime"], threads)}
+    engine_name = runtime or str(summary["runnable"]["runtime"])
+    runnable = _file(folder, str(summary["runnable"]["file"]), engine_name)
+    runs = {runnable: _run(folder / runnable, reference, engine_name, threads)}
     pairs = {}
-    for one, other in _pairs(folder, runnable):
+    planned = runnable == SIMULATED or summary["runnable"].get("planned", True) is not False
+    for one, other in _pairs(folder, runnable) if planned else [(_reference(folder), runnable)]:
         for name in (one, other):
             if name not in runs:
                 simulated = "" if name == SIMULATED else "onnxruntime"
@@ -137,7 +158,20 @@ def verify(
         else [f"plan.json is for {plan.target}, summary.json for {summary['target']}"]
     )
     contradictions = (*said, *_contradictions(summary, pairs))
-    return Verification(pairs=pairs, samples=found.samples, contradictions=contradictions, notes=opened.notes)
+    inside: Exactness | None = None
+    reasons: tuple[str, ...] = (_FLOAT_FILE,) if not planned else () if engine_name else (_NO_ENGINE,)
+    if engine_name and planned:
+        try:
+            inside, reasons = folder_exactness(
+                folder / runnable, opened, engine=engine_named(engine_name), plan=plan,
+                target=load_target(plan.target), threads=threads, progress=progress,
+            )  # fmt: skip
+        except TargetError as error:  # one of the user's own, of which only the name is known here
+            reasons = (f"the integers inside were not compared: {error}",)
+    return Verification(
+        pairs=pairs, samples=found.samples, contradictions=contradictions, notes=opened.notes,
+        runtime=engine_name, exactness=inside, reasons=reasons,
+    )  # fmt: skip
 
 
 def to_json(found: Verification) -> dict[str, Any]:
@@ -152,8 +186,10 @@ def to_json(found: Verification) -> dict[str, Any]:
             }
             for (one, other), pair in found.pairs.items()
         ],
+        "runtime": found.runtime,
+        "bit_exact": None if found.exactness is None else exactness_to_json(found.exactness),
         "contradictions": list(found.contradictions),
-        "notes": list(found.notes),
+        "notes": [*found.notes, *found.reasons],
     }  # fmt: skip
 
 
@@ -197,6 +233,20 @@ def _preprocess(given: str | Path | None, folder: Path, model: Path) -> Preproce
     if given is None and (folder / PREPROCESS).is_file():
         given = folder / PREPROCESS
     return load_preprocess(Path(given)) if given is not None else default_preprocess(model)
+
+
+def _file(folder: Path, runnable: str, runtime: str) -> str:
+    """Name the quantized network that an engine runs: the target's own, else the simulated one where it takes that.
+
+    Raises:
+        RuntimeFailure: there is no such engine, or it runs neither.
+    """
+    if not runtime or engine_named(runtime) in engines_for(folder / runnable):
+        return runnable
+    if engine_named(runtime).runs_simulated:
+        return SIMULATED
+    engine_for(folder / runnable, runtime)  # says what it runs
+    return runnable
 
 
 def _reference(folder: Path) -> str:

@@ -18,8 +18,9 @@ from narrowgauge.runtimes.engines import engine_named
 
 FILES = {
     "model.onnx": "the quantized network for the target: run this one",
+    "model.tflite": "the quantized network for TensorFlow Lite: run this one",
     "simulated.onnx": "the same simulated in float (Q/DQ): runs anywhere",
-    "integer.onnx": "the same in integer operators",
+    "integer.onnx": "the same in integers, as the target computes it",
     "original.onnx": "the simplified float network",
     "float.onnx": "the float network that plan.json is for",
     "plan.json": "scales and zero points: edit, then --plan",
@@ -331,7 +332,8 @@ def run_report(summary: Mapping[str, Any], folder: Path | None, *, explain: bool
     checked, labelled = summary["checked_samples"], summary["labelled_samples"]
     said = f"checked on {counted(checked, 'sample')}{labels_text(checked, labelled)}, " if checked else ""
     written = [] if folder is None else [files(folder) if explain else _written(folder)]
-    body = Group(beside(("float", "quantized"), summary), *_first(summary), Text(said + took, style="dim"))
+    shown = [*_first(summary), *_inside(summary)]
+    body = Group(beside(("float", "quantized"), summary), *shown, Text(said + took, style="dim"))
     return [
         Panel(body, title=Text(head), title_align="left", expand=False),
         *recovery(summary["steps"]),
@@ -339,6 +341,18 @@ def run_report(summary: Mapping[str, Any], folder: Path | None, *, explain: bool
         *notes(summary["notes"]),
         *written,
     ]
+
+
+def _inside(summary: Mapping[str, Any]) -> list[RenderableType]:
+    """Say whether an engine's integers are ours."""
+    lines: list[RenderableType] = []
+    for runtime, found in summary["bit_exact"].items():
+        where = f"{found['elements']:,} integers inside {engine_named(runtime).title}"
+        if found["different"]:
+            lines.append(Text(f"{found['different']:,} of {where} differ from ours, by {found['max']} at most"))
+        else:
+            lines.append(Text(f"all {where} are those that we compute"))
+    return lines
 
 
 def counted(number: int, noun: str) -> str:

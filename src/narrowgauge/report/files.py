@@ -10,13 +10,14 @@ from typing import Any
 from narrowgauge.analysis.records import Analysis
 from narrowgauge.analysis.records_json import analysis_from_json, analysis_to_json
 from narrowgauge.core.plan import Plan, load_plan
-from narrowgauge.errors import OutputError, ReportError
+from narrowgauge.errors import NarrowgaugeError, OutputError, ReportError
 from narrowgauge.exporters.folder import SUMMARY, describe_file, write_summary
 from narrowgauge.report.render import render
+from narrowgauge.report.run import REPORT
 from narrowgauge.targets.registry import load_target
 from narrowgauge.targets.schema import Target
 
-REPORT, ANALYSIS = "report.html", "analysis.json"
+ANALYSIS = "analysis.json"
 
 
 def write_report(
@@ -73,16 +74,51 @@ def report_again(folder: Path, target: Target | None = None) -> Path:
     return folder / REPORT
 
 
+def note_exactness(folder: Path, runtime: str, found: Mapping[str, Any]) -> tuple[str, ...]:
+    """Note in a folder's summary how an engine's integers lie to ours, and write its report anew.
+
+    Args:
+        folder: what `quantize` wrote.
+        runtime: name of the engine; what was noted of it before is replaced.
+        found: what `analysis.exactness.to_summary` returns.
+
+    Returns:
+        Why it could not be noted, a sentence, or nothing: what was found holds without it.
+    """
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        before = summary.get("bit_exact")
+        noted = {**(before if isinstance(before, dict) else {}), runtime: dict(found)}
+        _replace_summary(folder, {**summary, "bit_exact": noted})
+        if REPORT in summary["files"]:
+            report_again(folder)
+    except (OSError, ValueError, NarrowgaugeError) as error:
+        return (f"could not be noted in the summary and the report: {error}",)
+    return ()
+
+
 def _list_again(folder: Path, summary: dict[str, Any]) -> None:
     """Let a summary list the files that were written anew, so that `verify` does not take them for damaged."""
     listed = summary.get("files")
     if not isinstance(listed, dict):
         return
+    again = [folder / name for name in (REPORT, ANALYSIS) if name in listed]
+    try:
+        changed = {file.name: describe_file(file) for file in again if file.exists()}
+    except OSError as error:
+        raise OutputError(f"{folder / SUMMARY}: could not write the summary: {error.strerror}") from None
+    _replace_summary(folder, {**summary, "files": {**listed, **changed}})
+
+
+def _replace_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write a summary in one step: the folder has the old one or the new one.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
     fresh = folder / f".{SUMMARY}"
     try:
-        again = [folder / name for name in (REPORT, ANALYSIS) if name in listed]
-        changed = {file.name: describe_file(file) for file in again if file.exists()}
-        write_summary({**summary, "files": {**listed, **changed}}, fresh)
+        write_summary(summary, fresh)
         fresh.replace(folder / SUMMARY)
     except OSError as error:
         raise OutputError(f"{folder / SUMMARY}: could not write the summary: {error.strerror}") from None

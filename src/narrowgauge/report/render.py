@@ -15,6 +15,7 @@ from narrowgauge.analysis.outliers import describe
 from narrowgauge.analysis.records import Analysis
 from narrowgauge.core.plan import Plan
 from narrowgauge.report import figures
+from narrowgauge.report.integers import read_integers
 from narrowgauge.report.pictures import PICTURES, pictures
 from narrowgauge.report.run import Run, read_run, read_steps, verdict
 from narrowgauge.report.tensors import role, tensors, words, worst
@@ -68,6 +69,7 @@ def render(
         steps=(analysis.steps if analysis else ()) or read_steps(summary),
         rows=rows,
         worst=worst(rows),
+        integers=read_integers(summary),
         largest_cost=max((row.cost or 0 for row in rows), default=0) or 1,
         kinds=sorted({row.kind for row in rows if row.kind}),
         operators=sorted({row.operator for row in rows if row.operator}),

@@ -27,6 +27,10 @@ _KEPT_SQNR_DB = 20.0
 _MEASURES = {"top1": "Top-1 accuracy", "top5": "Top-5 accuracy"}
 
 
+REPORT = "report.html"
+"""The page's own name."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
     """One measure of both networks; `unit` is "%" for accuracies and empty for a user's own measure."""
@@ -123,7 +127,9 @@ def read_run(summary: Mapping[str, Any]) -> Run:
         float_engine=_other_engine(_table(summary, "latency_runtimes")),
         seconds=_numbers(_table(summary, "seconds")),
         files=_numbers({
-            name: entry.get("bytes") for name, entry in _table(summary, "files").items() if isinstance(entry, Mapping)
+            name: entry.get("bytes")
+            for name, entry in _table(summary, "files").items()
+            if isinstance(entry, Mapping) and name != REPORT  # its own size would change with what it says of it
         }),
         peak_bytes=_number(summary.get("peak_rss_bytes")),
         notes=tuple(map(str, notes)) if isinstance(notes := summary.get("notes"), list | tuple) else (),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from narrowgauge.analysis.records import Analysis, Remedy, Sensitivity, TensorLoss
-from narrowgauge.core.encoding import AnyEncoding, Encoding
+from narrowgauge.core.encoding import AnyEncoding, Encoding, LogEncoding, NormalizedEncoding
 from narrowgauge.core.granularity import granularity_words
 from narrowgauge.core.plan import Plan
 from narrowgauge.report import figures
@@ -169,6 +169,10 @@ def role(tensor: Tensor) -> str:
 
 def scale_words(encoding: AnyEncoding) -> str:
     """Say what one scale of an encoding covers, as the records do."""
+    if isinstance(encoding, LogEncoding):
+        return "powers of two below each row’s greatest" if encoding.normalized else "powers of two"
+    if isinstance(encoding, NormalizedEncoding):
+        return "each row at run time"
     if not isinstance(encoding, Encoding):
         return "each tensor at run time"
     return granularity_words(encoding.granularity)
