@@ -123,7 +123,7 @@ def test_no_target_changes_the_network(tmp_path: Path) -> None:
 def test_a_format_that_the_targets_engine_does_not_run_is_simulated(quantized: Path, tmp_path: Path) -> None:
     (found,) = export_targets(quantized, ["tvm:qdq"], out=tmp_path / "out", data=IMAGES, check_samples=8)
     assert found.result is not None
-    assert found.result.summary["runnable"] == {"file": "model.onnx", "runtime": ""}
+    assert found.result.summary["runnable"] == {"file": "model.onnx", "runtime": "", "planned": True}
     assert found.result.summary["checked_samples"] == 8
 
 
@@ -132,7 +132,7 @@ def test_a_plan_that_a_format_cannot_say_is_simulated_with_a_warning(tmp_path: P
         NETWORK, ["onnxruntime-arm"], out=tmp_path / "out", data=IMAGES, recipe="dynamic", samples=16, check_samples=8
     )
     assert found.result is not None
-    assert found.result.summary["runnable"] == {"file": "simulated.onnx", "runtime": ""}
+    assert found.result.summary["runnable"] == {"file": "simulated.onnx", "runtime": "", "planned": True}
     (warning,) = (note for note in found.result.notes if note.startswith("WARNING"))
     assert "expected a dynamic encoding of uint8" in warning
 
