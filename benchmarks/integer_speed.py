@@ -42,7 +42,7 @@ NETWORKS = {one.name: one for one in (RESNET20, RESNET56, MOBILENET_V1, MOBILENE
 
 TARGETS = {
     "onnxruntime": "onnxruntime", "xnnpack": "tflite", "tflite-reference": "tflite", "fbgemm": "pytorch-fbgemm",
-    "qnnpack": "pytorch-qnnpack",
+    "qnnpack": "pytorch-qnnpack", "x86": "pytorch-fbgemm", "onednn": "pytorch-fbgemm",
 }  # fmt: skip
 """Rule -> target whose plans it computes."""
 

@@ -67,7 +67,7 @@ def _next_commands(out: Path) -> list[str]:
     lines = [
         f"{command} compare {folder}/digits.onnx {folder}/int8/model.onnx --data {folder}/held_out.npz",
         f"{command} verify {folder}/int8 --data {folder}/held_out.npz",
-        f"{command} quantize {folder}/digits.onnx --target tflite --data {folder}/digits.npz --out digits-tflite",
+        f"{command} quantize {folder}/digits.onnx --target qnn --data {folder}/digits.npz --out digits-qnn",
     ]
     return [f"  {line}" for line in lines]
 
