@@ -121,8 +121,11 @@ def activation(value: ir.Value | None, types: Sequence[ir.DataType] = BITS_8) ->
     return linear if linear is not None and linear.axis is None else None
 
 
-def rounded(value: ir.Value, *, most_clips: int = 1) -> Rounding | None:
-    """Return the QuantizeLinear of one scale that alone reads a value, through some Relu or Clip or not, else None."""
+def rounded(value: ir.Value, *, most_clips: int = 1, per_axis: bool = False) -> Rounding | None:
+    """Return the QuantizeLinear that alone reads a value, through some Relu or Clip or not, else None.
+
+    It has one scale; where `per_axis`, one for each channel will do, too.
+    """
     reader, clips = sole_consumer(value), []
     while reader is not None and is_operator(reader, "Relu", "Clip") and reader.inputs[0] is value:
         if any(bound is not None and not is_constant(bound) for bound in reader.inputs[1:]):
@@ -133,9 +136,9 @@ def rounded(value: ir.Value, *, most_clips: int = 1) -> Rounding | None:
     if reader is None or not is_operator(reader, "QuantizeLinear") or len(clips) > most_clips:
         return None
     linear = linear_of(reader, reader.outputs[0])
-    return (
-        None if linear is None or linear.axis is not None else Rounding(node=reader, linear=linear, clips=tuple(clips))
-    )
+    if linear is None or (linear.axis is not None and not per_axis):
+        return None
+    return Rounding(node=reader, linear=linear, clips=tuple(clips))
 
 
 def encoding_of(linear: Linear) -> Encoding | None:

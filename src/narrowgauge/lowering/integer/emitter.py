@@ -21,7 +21,7 @@ from narrowgauge.core.kernels import Kernels
 from narrowgauge.errors import PlanError
 from narrowgauge.graph.constants import constant_array
 from narrowgauge.graph.edits import take_place
-from narrowgauge.lowering.pairs import LEVELS, Linear, Rounding, activation, encoding_of, linear_of, rounded
+from narrowgauge.lowering.pairs import LEVELS, Linear, Rounding, dequantized, encoding_of, linear_of, rounded
 from narrowgauge.lowering.parameters import Parameters
 
 UNSIGNED = "_unsigned"
@@ -66,7 +66,7 @@ class Source:
 
     Attributes:
         linear: where its levels stand.
-        encoding: what they stand for.
+        encoding: what they stand for: one scale, or one for each channel of the last axis where that was asked.
         value: its levels as they are kept.
     """
 
@@ -81,7 +81,7 @@ class Result:
 
     Attributes:
         rounding: how it is rounded.
-        encoding: what its levels stand for.
+        encoding: what its levels stand for: one scale, or one for each channel of the last axis where that was asked.
     """
 
     rounding: Rounding
@@ -154,21 +154,27 @@ class Site:
         """Convert integers; what does not fit keeps its low bits, as ONNX defines Cast."""
         return value if value.dtype == kind else self.add("Cast", value, type=kind, to=kind)
 
-    def source(self, number: int) -> Source:
+    def source(self, number: int, *, channels: bool = False) -> Source:
         """Read an input of the operator.
 
-        Raises:
-            PlanError: it is not rounded, or has several scales.
-        """
-        return self.source_of(self.node.inputs[number], f"input {number}")
+        Args:
+            number: of the input.
+            channels: whether it may have a scale for each channel of its last axis.
 
-    def source_of(self, value: ir.Value | None, what: str) -> Source:
+        Raises:
+            PlanError: it is not rounded, or has several scales otherwise.
+        """
+        return self.source_of(self.node.inputs[number], f"input {number}", channels=channels)
+
+    def source_of(self, value: ir.Value | None, what: str, *, channels: bool = False) -> Source:
         """Read a value that a DequantizeLinear wrote.
 
         Raises:
-            PlanError: it is not rounded, or has several scales.
+            PlanError: it is not rounded, or has several scales, but those that `channels` allows.
         """
-        linear = activation(value, LEVELS)
+        linear = dequantized(value, LEVELS)
+        if linear is not None and linear.axis is not None and not (channels and _is_last(value, linear.axis)):
+            raise PlanError(f"{what} has a scale for each channel, which only what is added up over channels may have")
         encoding = encoding_of(linear) if linear is not None else None
         if linear is None or encoding is None:
             raise PlanError(f"{what} is not rounded to levels of 8 or 16 bits with one scale")
@@ -212,23 +218,38 @@ def _known(kind: ir.DataType | None) -> ir.DataType:
     return kind
 
 
-def result_of(value: ir.Value) -> Result:
+def result_of(value: ir.Value, *, channels: bool = False) -> Result:
     """Find the rounding behind an operator's output.
 
+    Args:
+        value: the output.
+        channels: whether it may be rounded with a scale for each channel of its last axis.
+
     Raises:
-        PlanError: something else reads it, or it is rounded with several scales.
+        PlanError: something else reads it, or it is rounded with several scales otherwise.
     """
-    return _result(rounded(value, most_clips=_ANY))
+    found = rounded(value, most_clips=_ANY, per_axis=channels)
+    if found is not None and found.linear.axis is not None and not _is_last(value, found.linear.axis):
+        found = None
+    return _result(found)
 
 
-def result_at(node: ir.Node) -> Result:
+def result_at(node: ir.Node, *, channels: bool = False) -> Result:
     """Read a QuantizeLinear.
 
     Raises:
-        PlanError: it has several scales.
+        PlanError: it has several scales, but those that `channels` allows, along the last axis.
     """
     linear = linear_of(node, node.outputs[0])
-    return _result(None if linear is None or linear.axis is not None else Rounding(node=node, linear=linear, clips=()))
+    if linear is not None and linear.axis is not None and not (channels and _is_last(node.outputs[0], linear.axis)):
+        linear = None
+    return _result(Rounding(node=node, linear=linear, clips=()) if linear is not None else None)
+
+
+def _is_last(value: ir.Value | None, axis: int) -> bool:
+    """Whether an axis is the last one of a value."""
+    rank = value.shape.rank() if value is not None and value.shape is not None else None
+    return axis == -1 or (rank is not None and axis == rank - 1)
 
 
 def _result(rounding: Rounding | None) -> Result:
