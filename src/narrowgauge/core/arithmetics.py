@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from narrowgauge.core.integer_only import INTEGER_ONLY
 from narrowgauge.core.kernels import Kernels
 from narrowgauge.core.openvino import OPENVINO
 from narrowgauge.core.tflite_optimized import TFLITE_NEON
@@ -12,5 +13,5 @@ from narrowgauge.core.xnnpack import XNNPACK, XNNPACK_RNDNU
 _LITERT = (XNNPACK, TFLITE_REFERENCE, TFLITE_NEON, TFLITE_SINGLE_ROUNDING, XNNPACK_RNDNU)
 _TORCH = (FBGEMM, QNNPACK, ONEDNN, X86)
 
-KERNELS: dict[str, Kernels] = {kernels.name: kernels for kernels in (*_LITERT, *_TORCH, OPENVINO)}
+KERNELS: dict[str, Kernels] = {kernels.name: kernels for kernels in (*_LITERT, *_TORCH, OPENVINO, INTEGER_ONLY)}
 """Each adds one row: the record of its kernels."""

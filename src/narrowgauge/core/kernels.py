@@ -252,6 +252,9 @@ class Kernels:
             are interpolated linearly.
         sum: (input, output, count) -> like `mean`, of ReduceSum.
         wide_softmax: (input, output) -> the form of a softmax of 16-bit levels.
+        transformer_forms: whether LayerNormalization and attention are those of `core.integer_layernorm` and
+            `core.integer_softmax`, sums of tensors `core.integer_sums`, and levels may have a power-of-two factor for
+            each channel; tables of `unary` then have shape (channels, 256) where a scale is one of many.
         tflite_lstm: whether an LSTM of 8-bit levels is TensorFlow Lite's (`core.tflite_recurrent`).
         tflite_files: whether the engine runs TFLite files, so that what `exporters.tflite` cannot say in integers is
             in real numbers.
@@ -273,6 +276,7 @@ class Kernels:
     resize: Resize = no_resize
     sum: Callable[[Encoding, Encoding, int], LayerForm] = no_sum
     wide_softmax: WideSoftmax = no_wide_softmax
+    transformer_forms: bool = False
 
 
 def storage_levels(encoding: Encoding) -> npt.NDArray[np.int64]:

@@ -203,7 +203,8 @@ def write_forms(
         write_onnx(original, folder / ORIGINAL)
     if preprocess is not None:
         write_preprocess(preprocess, folder / PREPROCESS)
-    for form, name in ((forms.exported, MODEL), (forms.integer, INTEGER)):
+    integer = forms.integer if forms.integer is not forms.exported else None
+    for form, name in ((forms.exported, MODEL), (integer, INTEGER)):
         if form is not None:
             write_onnx(form, folder / name)
     write_plan(plan, folder / PLAN)

@@ -26,6 +26,7 @@ class Forms:
         format: what writes the target's own files where those are no ONNX network; None where `exported` is there, the
             target cannot do the plan, or what writes them is not installed.
         integer: what the target computes, in integer operators; None where its arithmetic is not known level for level.
+            The very network that is exported where that is in this form.
         notes: why a form is missing.
     """
 
@@ -37,7 +38,7 @@ class Forms:
     format: Format | None = None
 
 
-LOWERED: tuple[Form, ...] = ("qdq", "qoperator")
+LOWERED: tuple[Form, ...] = ("qdq", "qoperator", "integer")
 """The formats that are ONNX networks."""
 
 
@@ -73,15 +74,15 @@ def forms_for(target: Target, model: ir.Model, plan: Plan, *, form: str = "") ->
     lowered = next((one for one in LOWERED if one == name), None)
     if refused:
         notes.append(f"WARNING: {target.name} cannot run this plan, it is only simulated: {'; '.join(refused)}")
-    elif lowered is not None:
+    elif lowered is not None and lowered != "integer":
         try:
             exported = lower(model, plan, target, form=lowered)
         except PlanError as error:
             refused = [str(error)]
             notes.append(f"WARNING: {name} cannot say this plan, it is only simulated: {error}")
-    elif written is None:
+    elif written is None and lowered is None:
         notes.append(f"no file for {target.name} itself yet: the plan and its simulation are written")
-    elif not written.installed:
+    elif written is not None and not written.installed:
         notes.append(
             f"WARNING: not written: {written.title}, only the plan and its simulation: that takes {written.package}, "
             f"which is not installed: {written.install}"
@@ -90,6 +91,7 @@ def forms_for(target: Target, model: ir.Model, plan: Plan, *, form: str = "") ->
     if not refused and has_rule(target) and plan.mode != "weight-only":
         integer, left = _integer(target, model, plan, exported if name == "qdq" and plan.mode == "static" else None)
         notes += left
+        exported = integer if lowered == "integer" else exported
     usable = written if written is not None and written.installed and not refused else None
     return Forms(
         target=target, simulated=simulated, exported=exported, integer=integer, notes=tuple(notes), format=usable

@@ -16,6 +16,7 @@ UNREAD = "[recalled]"
 FORMATS = {
     "qdq": "qdq: ONNX, float operators between QuantizeLinear and DequantizeLinear",
     "qoperator": "qoperator: ONNX, integer operators (QLinearConv, QLinearMatMul, ...)",
+    "integer": "integer: ONNX, the arithmetic itself in integer operators (MatMulInteger, Mul, BitShift, ...)",
 }
 KINDS: dict[Kind, str] = {
     "compute": "computes in integers; its inputs are converted for it",

@@ -18,6 +18,7 @@ from narrowgauge.graph.edits import is_operator
 from narrowgauge.graph.roles import clip_bounds, is_constant
 from narrowgauge.lowering.integer.emitter import Result, Site, Source, offset, result_at, result_of
 from narrowgauge.lowering.integer.rescaling import Sums, clipped, look_up, write_levels
+from narrowgauge.lowering.integer.sums import summed
 
 Levels = npt.NDArray[np.int64]
 
@@ -33,10 +34,17 @@ def places(site: Site, source: Source) -> ir.Value:
 
 def unary(node: ir.Node, site: Site) -> None:
     """Any operator of one input."""
-    source, result = site.source(0), result_of(node.outputs[0])
+    source, result = _ends(site)
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     table = site.kernels.unary(node.op_type, attributes, source.encoding, result.encoding, result.rounding.bounds)
-    site.write(bounded(site, tabulated(site, source, table, result), result), result)
+    levels = tabulated(site, source, table, result)
+    site.write(levels if site.kernels.transformer_forms else bounded(site, levels, result), result)
+
+
+def _ends(site: Site) -> tuple[Source, Result]:
+    """Read the input and the output, with a scale for each channel where the kernels take one."""
+    channels = site.kernels.transformer_forms
+    return site.source(0, channels=channels), result_of(site.node.outputs[0], channels=channels)
 
 
 def parametric_relu(node: ir.Node, site: Site) -> None:
@@ -63,7 +71,7 @@ def clip(node: ir.Node, site: Site) -> None:
     """Relu or Clip between levels."""
     if any(bound is not None and not is_constant(bound) for bound in node.inputs[1:]):
         raise PlanError("its bounds are computed")
-    source, result = site.source(0), result_of(node.outputs[0])
+    source, result = _ends(site)
     bounds = _within(clip_bounds(node), result.rounding.bounds)
     table = site.kernels.unary(node.op_type, {}, source.encoding, result.encoding, bounds)
     site.write(tabulated(site, source, table, result), result)
@@ -78,14 +86,20 @@ def _within(first: Bounds, second: Bounds) -> Bounds:
 
 def identity(node: ir.Node, site: Site) -> None:
     """Identity: from one encoding to another, or none."""
-    source, result = site.source(0), result_of(node.outputs[0])
+    source, result = _ends(site)
     value = requantized(site, source.value, source, result)
     site.write(value if value is not source.value else site.add("Identity", value), result)
 
 
 def tabulated(site: Site, source: Source, table: Levels, result: Result) -> ir.Value:
-    """Replace levels by the entries of a table, or cut them where that is all that it does."""
+    """Replace levels by the entries of a table, or cut them where that is all that it does.
+
+    A table of shape (channels, levels) has a row for each channel of the last axis.
+    """
     kept = result.kept(table)
+    if kept.ndim > 1:
+        rows = site.constant(np.arange(len(kept)) * kept.shape[1], "rows", np.int32)
+        return look_up(site, kept.reshape(-1), site.add("Add", places(site, source), rows))
     low, high = int(kept[0]), int(kept[-1])
     cuts = source.value.dtype == ir.DataType.UINT8 and np.array_equal(kept, np.clip(np.arange(256), low, high))
     if cuts and kept.dtype == np.uint8:
@@ -98,13 +112,21 @@ def requantized(site: Site, value: ir.Value, source: Source, result: Result) -> 
     """Return levels of the source's encoding, moved or selected ones, in the result's, within its bounds."""
     moved = Source(linear=source.linear, encoding=source.encoding, value=value)
     bounds = result.rounding.bounds
-    if not source.encoding.same_as(result.encoding):
+    same = source.encoding.same_as(result.encoding)
+    if site.kernels.transformer_forms and not (same and bounds == UNBOUNDED) and _is_wide(source, result):
+        return summed(site, [moved], result)
+    if not same:
         table = site.kernels.unary("Requantize", {}, source.encoding, result.encoding, bounds)
         return tabulated(site, moved, table, result)
     if bounds == UNBOUNDED:
         return value
     table = site.kernels.unary("Clip", {}, source.encoding, result.encoding, bounds)
     return tabulated(site, moved, table, result)
+
+
+def _is_wide(source: Source, result: Result) -> bool:
+    """Whether a table would be large: of 16 bits, or one for each channel."""
+    return any(one.scale.ndim or one.type.bits > 8 for one in (source.encoding, result.encoding))
 
 
 def bounded(site: Site, value: ir.Value, result: Result) -> ir.Value:
@@ -116,6 +138,11 @@ def binary(node: ir.Node, site: Site) -> None:
     """Any operator of two inputs, which broadcast."""
     if len(node.inputs) != 2:
         raise PlanError(f"it has {len(node.inputs)} inputs, expected 2")
+    if site.kernels.transformer_forms and is_operator(node, "Add", "Sub"):
+        sources, result = [site.source(number, channels=True) for number in range(2)], _ends(site)[1]
+        signs = (1, -1) if is_operator(node, "Sub") else (1, 1)
+        site.write(summed(site, sources, result, signs=signs), result)
+        return
     _combined(site, node.op_type, site.source(0), site.source(1), result_of(node.outputs[0]))
 
 
@@ -166,7 +193,7 @@ def _computed(site: Site, operator: str, first: Source, second: Source, result: 
 
 def rounding(node: ir.Node, site: Site) -> None:
     """A QuantizeLinear of what a DequantizeLinear wrote: from one encoding to another."""
-    source = site.source(0)
-    result = result_at(node)
+    source = site.source(0, channels=site.kernels.transformer_forms)
+    result = result_at(node, channels=site.kernels.transformer_forms)
     value = requantized(site, source.value, source, result)
     site.write(value if value is not source.value else site.add("Identity", value), result)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from narrowgauge.core.arithmetic import quantize
 from narrowgauge.core.kernels import UNBOUNDED
 from narrowgauge.errors import PlanError
+from narrowgauge.graph.channels import keeps_last_axis
 from narrowgauge.graph.constants import constant_array
 from narrowgauge.graph.shapes import dimensions
 from narrowgauge.lowering.integer.elementwise import bounded, requantized, tabulated
@@ -31,8 +32,10 @@ _NOT_OF_16_BITS = ("ReduceMax", "ReduceMin", "Pad", "Resize")
 
 def move(node: ir.Node, site: Site) -> None:
     """An operator whose first input holds the levels that its outputs consist of."""
-    source = site.source(0)
-    results = {value: result_of(value) for value in node.outputs if value.uses() or value.is_graph_output()}
+    channels = site.kernels.transformer_forms and keeps_last_axis(node)
+    source = site.source(0, channels=channels)
+    read = [value for value in node.outputs if value.uses() or value.is_graph_output()]
+    results = {value: result_of(value, channels=channels) for value in read}
     moved = _moved(site, source, list(node.inputs[1:]))
     for new, old in zip(moved, node.outputs, strict=True):
         if old in results:
@@ -150,8 +153,9 @@ def _constant(value: ir.Value) -> np.ndarray:
 
 def concat(node: ir.Node, site: Site) -> None:
     """Concat: each input in the output's encoding first."""
-    result = result_of(node.outputs[0])
-    sources = [site.source(number) for number in range(len(node.inputs))]
+    channels = site.kernels.transformer_forms and keeps_last_axis(node)
+    result = result_of(node.outputs[0], channels=channels)
+    sources = [site.source(number, channels=channels) for number in range(len(node.inputs))]
     values = [_joined(site, source, result) for source in sources]
     value = site.add("Concat", *values, **_attributes(node))
     value.shape = node.outputs[0].shape
@@ -161,6 +165,8 @@ def concat(node: ir.Node, site: Site) -> None:
 def _joined(site: Site, source: Source, result: Result) -> ir.Value:
     if source.encoding.same_as(result.encoding):
         return source.value
+    if site.kernels.transformer_forms:
+        return requantized(site, source.value, source, result)
     if (
         site.kernels.tflite_files and source.encoding.type.signed
     ):  # a QUANTIZE in the file: CONCATENATION takes one scale

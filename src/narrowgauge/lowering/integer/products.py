@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
@@ -25,6 +27,8 @@ from narrowgauge.lowering.integer.layers import (
     zero_point_of,
 )
 from narrowgauge.lowering.integer.rescaling import Sums, clipped, kept_rescale, write_levels
+from narrowgauge.lowering.integer.shifted_products import shifted_product
+from narrowgauge.lowering.integer.sums import cut_by_channel
 from narrowgauge.lowering.pairs import LEVELS, dequantized
 
 _INT32 = np.iinfo(np.int32)
@@ -37,7 +41,7 @@ def gemm(node: ir.Node, site: Site) -> None:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and node.attributes.get_float("beta", 1.0) != 1.0:
         raise PlanError("its bias is scaled")
-    source, result = site.source(0), result_of(node.outputs[0])
+    source, result = _ends(site, node.outputs[0])
     weights = weights_of(node, 0 if node.attributes.get_int("transB", 0) else 1)
     site.write(_product(site, source, weights, bias, result), result)
 
@@ -54,11 +58,17 @@ def matmul(node: ir.Node, site: Site) -> None:
     if addition is not None and is_operator(addition, "Add"):
         bias = next((value for value in addition.inputs if value is not output), None)
         output = addition.outputs[0]
-    source, result = site.source(0), result_of(output)
+    source, result = _ends(site, output)
     weights = weights_of(node, 1)
     if weights.levels.ndim != 2:
         raise PlanError("its weights are not a matrix")
     site.write(_product(site, source, weights, bias, result), result)
+
+
+def _ends(site: Site, output: ir.Value) -> tuple[Source, Result]:
+    """Read the first input and the output, with a scale for each channel where the kernels take one."""
+    channels = site.kernels.transformer_forms
+    return site.source(0, channels=channels), result_of(output, channels=channels)
 
 
 def _batch_product(node: ir.Node, site: Site) -> None:
@@ -132,6 +142,11 @@ def _around(largest: int) -> tuple[Integers, Integers]:
 
 def _product(site: Site, source: Source, weights: Weights, bias: ir.Value | None, result: Result) -> ir.Value:
     """Multiply rows, [..., inputs], with weights, [channels, inputs]."""
+    if result.encoding.scale.ndim and result.rounding.clips:
+        unbounded = replace(result, rounding=replace(result.rounding, clips=()))
+        return cut_by_channel(site, _product(site, source, weights, bias, unbounded), result)
+    if source.encoding.scale.ndim:
+        return shifted_product(site, source, weights, bias, result)
     form = form_of(site, "product", source, weights, bias, result)
     if at_once(source, weights, form, result):
         if form.bias is None or not form.bias.any():
