@@ -59,6 +59,8 @@ def folder_exactness(
     """
     if plan.mode != "static":
         return None, (f"{_NOT_COMPARED}: a {plan.mode} plan has no activations of known scales",)
+    if target.formats[:1] == ("integer",):
+        return None, (f"{_NOT_COMPARED}: {file.name} is the network in {target.name}'s integers itself",)
     if not engine.arithmetic:
         return None, (f"{_NOT_COMPARED}: the arithmetic of {engine.title} is not one of ours{_hint(target)}",)
     network = read(file.with_name(FLOAT))

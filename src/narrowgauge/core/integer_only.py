@@ -44,7 +44,8 @@ Real = npt.NDArray[np.float64]
 Attributes = Mapping[str, Any]
 
 _LARGEST_RATIO = 2.0**20
-_MOST_SHIFT = 50
+_MOST_BITS = 58
+"""Of a level, shifted."""
 
 _EXPONENTIAL_BITS = 15
 """A row of 65,538 of them adds up in int32 (`integer_exponential.most_table_bits`)."""
@@ -53,7 +54,7 @@ _EXPONENTIAL_BITS = 15
 def rescale(ratio: npt.ArrayLike, output: Encoding, bounds: Bounds = UNBOUNDED) -> IntegerRescale:
     """Multiply sums by a ratio of 31 bits, once rounded, half up: `(sum q + (1 << s - 1) >> s) + zero_point`.
 
-    A ratio below `2^-19` has fewer bits: its last one is a `2^-50`.
+    A small ratio has fewer bits: its last one is a `2^-50`, of 16-bit levels a `2^-42`, so that all fits 62 bits.
 
     Args:
         ratio: of a unit of the sum to the output's scale, shape () or (channels,).
@@ -66,7 +67,7 @@ def rescale(ratio: npt.ArrayLike, output: Encoding, bounds: Bounds = UNBOUNDED) 
     real = np.asarray(ratio, dtype=np.float64)
     if (real > _LARGEST_RATIO).any():
         raise PlanError(f"a unit of a sum is {real.max():.4g} steps of its output, at most {_LARGEST_RATIO:.0f} fit")
-    shift = np.clip(31 - np.frexp(real)[1].astype(np.int64), 1, _MOST_SHIFT)
+    shift = np.clip(31 - np.frexp(real)[1].astype(np.int64), 1, _MOST_BITS - output.type.bits)
     low, high = channel_limits(output, bounds)
     if low.size and (np.ptp(low) or np.ptp(high)):
         raise PlanError("an activation function is fused behind a scale for each channel: its bound is many levels")

@@ -73,6 +73,9 @@ def clip(node: ir.Node, site: Site) -> None:
         raise PlanError("its bounds are computed")
     source, result = _ends(site)
     bounds = _within(clip_bounds(node), result.rounding.bounds)
+    if site.kernels.transformer_forms and _is_wide(source, result):
+        site.write(summed(site, [source], result, bounds=bounds), result)
+        return
     table = site.kernels.unary(node.op_type, {}, source.encoding, result.encoding, bounds)
     site.write(tabulated(site, source, table, result), result)
 
@@ -98,8 +101,9 @@ def tabulated(site: Site, source: Source, table: Levels, result: Result) -> ir.V
     """
     kept = result.kept(table)
     if kept.ndim > 1:
-        rows = site.constant(np.arange(len(kept)) * kept.shape[1], "rows", np.int32)
-        return look_up(site, kept.reshape(-1), site.add("Add", places(site, source), rows))
+        different, which = np.unique(kept, axis=0, return_inverse=True)
+        rows = site.constant(which.reshape(-1) * kept.shape[1], "rows", np.int32)
+        return look_up(site, different.reshape(-1), site.add("Add", places(site, source), rows))
     low, high = int(kept[0]), int(kept[-1])
     cuts = source.value.dtype == ir.DataType.UINT8 and np.array_equal(kept, np.clip(np.arange(256), low, high))
     if cuts and kept.dtype == np.uint8:
@@ -162,6 +166,10 @@ def _combined(site: Site, operator: str, first: Source, second: Source, result: 
     if all(one.type.bits == 8 for one in encodings):
         table = site.kernels.binary(operator, *encodings, result.rounding.bounds)
         shape = site.node.outputs[0].shape
+        known = constant_array(second.value)
+        if known is not None and known.size == 1 and known.ndim <= (len(shape) if shape is not None else 0):
+            site.write(tabulated(site, first, table[:, int(known.reshape(()))], result), result)
+            return
         place = site.add("Mul", places(site, first), site.constant(256, "row", np.int32))
         place = site.add("Add", place, places(site, second), shape=shape)
         place.shape = shape

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from narrowgauge.core.integer_only import shifted_weights
 from narrowgauge.core.kernels import Layer
+from narrowgauge.core.power_of_two_factor import factor_of
 from narrowgauge.errors import PlanError
 from narrowgauge.lowering.integer.emitter import Result, Site, Source, offset
 from narrowgauge.lowering.integer.fitting import Integers
@@ -14,13 +15,16 @@ from narrowgauge.lowering.integer.layers import Weights, bias_of
 from narrowgauge.lowering.integer.rescaling import Sums, write_levels
 
 _INT32 = np.iinfo(np.int32)
+_POSITIVE = 2**17
+"""More than the greatest weight of 8 bits, shifted by 16, over 256."""
 
 
 def shifted_product(site: Site, source: Source, weights: Weights, bias: ir.Value | None, result: Result) -> ir.Value:
     """Multiply rows, [..., inputs], each input with a shift and a zero point, with weights, [channels, inputs].
 
     A weight of 8 bits, shifted, has more; it is written in digits of 256, each an int8, and so are the products: one
-    MatMulInteger for each digit. (A chip shifts the products, or the levels. The sums are the same integers.)
+    MatMulInteger for each digit. (A chip shifts the products, or the levels. The sums are the same integers.) Digits
+    are computed from the weights and the shifts, constants both, which an engine does once: the file has 8-bit weights.
 
     Raises:
         PlanError: levels of 16 bits, or sums beyond 62 bits.
@@ -40,16 +44,16 @@ def shifted_product(site: Site, source: Source, weights: Weights, bias: ir.Value
     added = -(taken + offset(source.linear) * wide.sum(axis=1))
     if form.bias is not None:
         added = added + form.bias
-    sums = Sums(value=_sums(site, source, wide, (least, greatest)), least=least, greatest=greatest)
+    digits = _digits(site, weights, factor_of(source.encoding).shifts, wide)
+    sums = Sums(value=_sums(site, source, digits, (least, greatest)), least=least, greatest=greatest)
     return write_levels(site, sums, added, form.rescale, result)
 
 
-def _sums(site: Site, source: Source, wide: Integers, ends: tuple[Integers, Integers]) -> ir.Value:
+def _sums(site: Site, source: Source, digits: list[ir.Value], ends: tuple[Integers, Integers]) -> ir.Value:
     inside = bool(ends[0].min(initial=0) >= _INT32.min and ends[1].max(initial=0) <= _INT32.max)
     kind = ir.DataType.INT32 if inside else ir.DataType.INT64
     total: ir.Value | None = None
-    for number, digit in enumerate(_digits(wide)):
-        matrix = site.constant(digit.T, f"weights_{number}", np.int8)
+    for number, matrix in enumerate(digits):
         part = site.add("MatMulInteger", source.value, matrix, type=ir.DataType.INT32, shape=site.node.outputs[0].shape)
         part = site.cast(part, kind)
         if number:
@@ -60,12 +64,20 @@ def _sums(site: Site, source: Source, wide: Integers, ends: tuple[Integers, Inte
     return total
 
 
-def _digits(wide: Integers) -> list[Integers]:
-    """Write integers in digits of 256 from -128 to 127, the lowest first."""
-    digits: list[Integers] = []
-    rest = wide
-    while rest.any() or not digits:
-        digit = ((rest + 128) & 255) - 128
-        digits.append(digit)
-        rest = (rest - digit) >> 8
-    return digits
+def _digits(site: Site, weights: Weights, shifts: Integers, wide: Integers) -> list[ir.Value]:
+    """Write shifted weights in digits of 256 from -128 to 127, the lowest first, as int8, [inputs, channels]."""
+    steps = (weights.levels - weights.zero_points).T
+    narrow = np.int8 if steps.min(initial=0) >= -128 and steps.max(initial=0) <= 127 else np.int16
+    rest = site.cast(site.constant(steps, "weights", narrow), ir.DataType.INT32)
+    rest = site.add("Mul", rest, site.constant(np.int64(1) << shifts[:, None], "shifts", np.int32))
+    digits: list[ir.Value] = []
+    left = (wide + 128) >> 8
+    while left.any():
+        # Div truncates: what it divides is made positive.
+        higher = site.add("Add", rest, site.constant(128 + 256 * _POSITIVE, "positive", np.int32))
+        higher = site.add("Div", higher, site.constant(256, "base", np.int32))
+        higher = site.add("Sub", higher, site.constant(_POSITIVE, "taken", np.int32))
+        lower = site.add("Sub", rest, site.add("Mul", higher, site.constant(256, "base", np.int32)))
+        digits.append(site.cast(lower, ir.DataType.INT8))
+        rest, left = higher, (left + 128) >> 8
+    return [*digits, site.cast(rest, ir.DataType.INT8)]

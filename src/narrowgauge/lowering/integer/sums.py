@@ -8,12 +8,15 @@ import numpy as np
 import onnx_ir as ir
 
 from narrowgauge.core.integer_sums import WeightedSum, channel_limits, weighted_sum
+from narrowgauge.core.kernels import Bounds
 from narrowgauge.lowering.integer.emitter import Result, Site, Source, offset
 from narrowgauge.lowering.integer.fitting import Integers
 
 
-def summed(site: Site, sources: Sequence[Source], result: Result, *, signs: tuple[int, ...] = ()) -> ir.Value:
-    """Add levels up, which broadcast, and write them as the result's, within its bounds.
+def summed(
+    site: Site, sources: Sequence[Source], result: Result, *, signs: tuple[int, ...] = (), bounds: Bounds | None = None
+) -> ir.Value:
+    """Add levels up, which broadcast, and write them as the result's, within bounds: its own where none are given.
 
     Channels lie along the last axis of the sources that have a scale for each, and of the result.
 
@@ -21,7 +24,7 @@ def summed(site: Site, sources: Sequence[Source], result: Result, *, signs: tupl
         PlanError: see `weighted_sum`.
     """
     encodings = tuple(source.encoding for source in sources)
-    form = weighted_sum(encodings, result.encoding, signs=signs, bounds=result.rounding.bounds)
+    form = weighted_sum(encodings, result.encoding, signs=signs, bounds=bounds or result.rounding.bounds)
     moved = [offset(source.linear) for source in sources]
     addend = form.addend + (np.int64(result.offset) << form.shift)
     for more, multiplier in zip(moved, form.multipliers, strict=True):
