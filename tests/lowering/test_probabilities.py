@@ -14,7 +14,14 @@ from narrowgauge.core.granularity import PerTensor, PowerOfTwoFactor
 from narrowgauge.core.logarithmic import dequantize_logarithm, quantize_logarithm
 from narrowgauge.core.numbers import integer_type
 from narrowgauge.core.plan import FloatNode, Plan
-from narrowgauge.lowering.probabilities import logarithm_of
+from narrowgauge.lowering.probabilities import (
+    is_kept,
+    keep_encoding,
+    logarithm_of,
+    probabilities_behind,
+    probabilities_of,
+    shares_of,
+)
 from narrowgauge.lowering.qdq import QdqStyle, lower_to_qdq
 from tests.planning.networks import network, normal, run
 
@@ -27,9 +34,12 @@ LOGARITHMS = [
 ]
 
 
-def lowered(encoding: AnyEncoding, body: str = "y = Abs(x)", style: QdqStyle | None = None, **weights: np.ndarray):
+def lowered(
+    encoding: AnyEncoding, body: str = "y = Abs(x)", style: QdqStyle | None = None, *, name: str = "x",
+    **weights: np.ndarray,
+) -> ir.Model:  # fmt: skip
     model = network("float[n, 6] x", "float[n, k] y", body, **weights)
-    return lower_to_qdq(model, Plan(target="t", encodings={"x": encoding}), style)
+    return lower_to_qdq(model, Plan(target="t", encodings={name: encoding}), style)
 
 
 @pytest.mark.parametrize("encoding", LOGARITHMS)
@@ -62,6 +72,49 @@ def test_logarithms_of_a_row_count_from_its_greatest_and_add_up_to_one(encoding:
     found = logarithm_of(next(v for node in network.graph for v in node.outputs if v.name == "x_dequantized"))
     assert found is not None
     assert found[1] == normalized
+
+
+def values_of(model: ir.Model) -> dict[str, ir.Value]:
+    return {str(value.name): value for value in [*model.graph.inputs, *(v for one in model.graph for v in one.outputs)]}
+
+
+ALL = [
+    *LOGARITHMS,
+    *(dataclasses.replace(one, normalized=True) for one in LOGARITHMS),
+    *(NormalizedEncoding(type=integer_type(name)) for name in ("uint4", "uint8", "uint11", "uint16")),
+]
+
+
+@pytest.mark.parametrize("encoding", ALL)
+def test_levels_and_encoding_are_read_back_from_either_end(encoding: LogEncoding | NormalizedEncoding) -> None:
+    values = values_of(lowered(encoding, "s = Softmax<axis = -1>(x) y = Abs(s)", name="s"))
+    found = probabilities_of(values["s_dequantized"])
+    assert found is not None
+    assert (found[0].name, found[1]) == ("s_quantized", encoding)
+    assert probabilities_behind(values["s"]) == found
+    assert (shares_of(values["s_dequantized"]) is None) == isinstance(encoding, LogEncoding)
+    assert [name for name in ("x", "s_quantized", "y") if probabilities_behind(values[name]) is not None] == []
+    assert [name for name in ("x", "s", "s_quantized", "y") if probabilities_of(values[name]) is not None] == []
+
+
+@pytest.mark.parametrize("encoding", ALL)
+def test_levels_that_other_nodes_write_keep_their_encoding(encoding: LogEncoding | NormalizedEncoding) -> None:
+    values = values_of(lowered(encoding))
+    levels = values["x_quantized"]
+    written = ir.Value(name="other", shape=levels.shape, type=levels.type)
+    levels.replace_all_uses_with(written)
+    assert probabilities_of(values["x_dequantized"]) is None
+    assert not is_kept(written)
+    keep_encoding(written, encoding)
+    assert probabilities_of(values["x_dequantized"]) == (written, encoding)
+    assert is_kept(written)
+
+
+def test_a_value_that_is_computed_before_it_is_rounded_is_not_the_rounded_one() -> None:
+    body = "s = Softmax<axis = -1>(x) t = Mul(s, factor) y = Abs(t)"
+    values = values_of(lowered(LogEncoding(type=UINT4), body, name="t", factor=np.float32(0.5)))
+    assert probabilities_behind(values["s"]) is None
+    assert probabilities_behind(values["t"]) is not None
 
 
 @given(st.lists(st.lists(st.floats(0, 1, width=32), min_size=6, max_size=6), min_size=1, max_size=4))

@@ -20,7 +20,7 @@ from tests.planning.networks import planned, run, seen, sqnr
 
 RULES = {
     "xnnpack": "tflite", "tflite-reference": "tflite", "tflite-neon": "tflite", "fbgemm": "pytorch-fbgemm",
-    "qnnpack": "pytorch-qnnpack", "x86": "pytorch-fbgemm", "onednn": "pytorch-fbgemm",
+    "qnnpack": "pytorch-qnnpack", "x86": "pytorch-fbgemm", "onednn": "pytorch-fbgemm", "integer-only": "integer-only",
 }  # fmt: skip
 """Rule -> target whose plans it computes."""
 
@@ -124,12 +124,12 @@ def recurrent() -> Made:
 CASES: list[tuple[Callable[[], Made], str, str]] = [
     *((mobile, rule, "") for rule in RULES),
     *((decoder, rule, "") for rule in RULES),
-    *((attention, rule, "") for rule in ("xnnpack", "tflite-reference", "tflite-neon")),
+    *((attention, rule, "") for rule in ("xnnpack", "tflite-reference", "tflite-neon", "integer-only")),
     *((recurrent, rule, "") for rule in ("xnnpack", "tflite-reference")),
     *(
         (one, rule, "int16")
         for one in (mobile_of_16_bits, decoder, attention)
-        for rule in ("xnnpack", "tflite-reference")
+        for rule in ("xnnpack", "tflite-reference", "integer-only")
     ),
 ]
 """Network, rule, type of activations; PyTorch multiplies two activations in real numbers."""

@@ -13,14 +13,15 @@ from narrowgauge.graph.edits import is_operator, remove_unused
 from narrowgauge.graph.refusals import REFUSAL, Refusal
 from narrowgauge.graph.roles import is_float
 from narrowgauge.lowering.integer import (
+    attention,
     convolutions,
     elementwise,
+    layer_normalization,
     movement,
     products,
     recurrent,
     reductions,
     resize,
-    softmax,
     transposed,
 )
 from narrowgauge.lowering.integer.emitter import Emitter, Site
@@ -55,7 +56,8 @@ REWRITES: dict[str, Rewrite] = {
     "GlobalAveragePool": reductions.global_average_pool,
     "GlobalMaxPool": movement.global_pool,
     "AveragePool": reductions.average_pool,
-    "Softmax": softmax.softmax,
+    "LayerNormalization": layer_normalization.layer_normalization,
+    "Softmax": attention.softmax,
     **dict.fromkeys(
         ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Expand", "Tile", "Gather",
          "GatherND", "GatherElements", "ReduceMax", "ReduceMin", "DepthToSpace", "SpaceToDepth",

@@ -13,6 +13,7 @@ from narrowgauge.errors import PlanError
 from narrowgauge.graph.constants import constant_array
 from narrowgauge.graph.edits import is_operator, sole_consumer
 from narrowgauge.graph.shapes import dimensions
+from narrowgauge.lowering.integer import attention
 from narrowgauge.lowering.integer.convolutions import scaled_convolution
 from narrowgauge.lowering.integer.emitter import Result, Site, Source, result_of
 from narrowgauge.lowering.integer.fitting import Integers
@@ -48,6 +49,9 @@ def gemm(node: ir.Node, site: Site) -> None:
 
 def matmul(node: ir.Node, site: Site) -> None:
     """MatMul of two activations, or with a constant matrix and an Add of a constant per column that follows it."""
+    if attention.reads_probabilities(node):
+        attention.product(node, site)
+        return
     second = node.inputs[1]
     levels = dequantized(second, LEVELS)
     if levels is not None and constant_array(levels.levels) is None:

@@ -19,14 +19,19 @@ from narrowgauge.lowering.integer.emitter import Site, Source, result_of
 from narrowgauge.lowering.integer.rescaling import look_up
 
 
-def _source(site: Site) -> tuple[Source, Encoding]:
-    """Return the levels and what they stand for, times a constant that multiplies them first where one does."""
+def scaled_source(site: Site) -> tuple[Source, Encoding]:
+    """Return the levels and what they stand for, times a constant that multiplies them first where one does.
+
+    Raises:
+        PlanError: they are not rounded, or have several scales, or are multiplied by something else.
+    """
     value = site.node.inputs[0]
     product = value.producer() if value is not None else None
     if value is None or product is None or not is_operator(product, "Mul") or len(value.uses()) != 1:
         source = site.source(0)
         return source, source.encoding
-    source, factor = site.source_of(product.inputs[0], "input 0"), constant_scalar(product.inputs[1])
+    levels, other = product.inputs if constant_scalar(product.inputs[0]) is None else reversed(product.inputs)
+    source, factor = site.source_of(levels, "input 0"), constant_scalar(other)
     if factor is None or factor <= 0:
         raise PlanError("it is multiplied by something else than a positive constant first")
     return source, replace(source.encoding, scale=source.encoding.scale * np.float32(factor))
@@ -38,11 +43,11 @@ def softmax(node: ir.Node, site: Site) -> None:
     count = sizes[axis] if sizes else None
     if not count:
         raise PlanError("the extent of its axis is not known")
-    source, scale = _source(site)
+    source, scale = scaled_source(site)
     result = result_of(node.outputs[0])
     if result.rounding.clips:
         raise PlanError("an activation function follows it")
-    if source.encoding.type.bits == 16:
+    if source.encoding.type.bits == 16 and not site.kernels.transformer_forms:
         levels = _wide(site, source, axis, site.kernels.wide_softmax(scale, result.encoding), count)
     else:
         form, moved = site.kernels.softmax(scale, result.encoding, count), result.offset
