@@ -131,6 +131,15 @@ def test_moves_keep_the_channels_in_place() -> None:
     np.testing.assert_array_equal(result["y_quantized"], expected)
 
 
+def test_joined_channels_each_have_their_own_scale() -> None:
+    rng = np.random.default_rng(9)
+    kinds = {"a": factor(rng, size=2), "b": encoding("int16", 0.002), "y": factor(rng, base=0.02)}
+    feed = {"a": random_levels(rng, (2, 3, 2), kinds["a"]), "b": random_levels(rng, (2, 3, 4), kinds["b"])}
+    result = run([node("Concat", "a b", "y", axis=-1)], kinds, {}, feed)
+    joined = np.concatenate([values(feed[name], kinds[name]) for name in ("a", "b")], axis=-1)
+    near(result["y_quantized"], joined, kinds["y"])
+
+
 def test_channels_that_leave_their_axis_are_refused() -> None:
     kind = factor(np.random.default_rng(7))
     nodes = [node("Transpose", "x", "y", perm=[0, 2, 1])]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from narrowgauge.core.arithmetic import quantize
+from narrowgauge.core.encoding import Encoding
 from narrowgauge.core.kernels import UNBOUNDED
 from narrowgauge.errors import PlanError
 from narrowgauge.graph.channels import keeps_last_axis
@@ -152,14 +155,36 @@ def _constant(value: ir.Value) -> np.ndarray:
 
 
 def concat(node: ir.Node, site: Site) -> None:
-    """Concat: each input in the output's encoding first."""
-    channels = site.kernels.transformer_forms and keeps_last_axis(node)
+    """Concat: each input in the output's encoding first, in that of its channels where it joins those."""
+    channels = site.kernels.transformer_forms
     result = result_of(node.outputs[0], channels=channels)
     sources = [site.source(number, channels=channels) for number in range(len(node.inputs))]
-    values = [_joined(site, source, result) for source in sources]
+    parts = _parts(node, result) if result.encoding.scale.ndim else [result] * len(sources)
+    values = [_joined(site, source, part) for source, part in zip(sources, parts, strict=True)]
     value = site.add("Concat", *values, **_attributes(node))
     value.shape = node.outputs[0].shape
     site.write(bounded(site, value, result), result)
+
+
+def _parts(node: ir.Node, result: Result) -> list[Result]:
+    """Return what each input of a Concat becomes, where the output has a scale for each channel of its last axis.
+
+    Raises:
+        PlanError: they are joined along that axis, and how many channels an input has is not known.
+    """
+    if keeps_last_axis(node):
+        return [result] * len(node.inputs)
+    sizes = [dimensions(value) for value in node.inputs]
+    counts = [one[-1] for one in sizes if one and one[-1] is not None]
+    if len(counts) != len(sizes) or sum(counts) != result.encoding.scale.size:
+        raise PlanError("it joins channels, and how many an input has is not known")
+    begins = np.cumsum([0, *counts])
+    return [replace(result, encoding=_some(result.encoding, *ends)) for ends in pairwise(begins.tolist())]
+
+
+def _some(encoding: Encoding, begin: int, end: int) -> Encoding:
+    """Return the encoding of some of the channels."""
+    return replace(encoding, scale=encoding.scale[begin:end], zero_point=encoding.zero_point[begin:end])
 
 
 def _joined(site: Site, source: Source, result: Result) -> ir.Value:
