@@ -16,6 +16,7 @@ from narrowgauge.errors import RuntimeFailure
 from narrowgauge.graph.edits import is_operator, sole_consumer
 from narrowgauge.graph.engine import open_session, run_session, session_options
 from narrowgauge.graph.exposing import returning
+from narrowgauge.graph.roles import is_constant
 from narrowgauge.importers.onnx import read
 from narrowgauge.runtimes.inner import Inner, value_of
 from narrowgauge.runtimes.program import Array, Program, Run
@@ -61,7 +62,23 @@ def open_program(path: Path, *, threads: int | None = None) -> Program:
     """
     network = read(path)
     outputs = tuple(str(value.name) for value in network.graph.outputs)
-    return Program(inputs=input_specs(network), outputs=outputs, run=open_run(path, threads=threads))
+    run = open_run(path, threads=threads, simulate=_rounds_channels(network))
+    return Program(inputs=input_specs(network), outputs=outputs, run=run)
+
+
+def _rounds_channels(network: ir.Model) -> bool:
+    """Whether an activation has a scale for each channel.
+
+    ONNX Runtime (1.31) fuses the product behind such a DequantizeLinear into an operator that takes one scale, and
+    fails in the first run.
+    """
+    for node in network.graph:
+        if is_operator(node, "DequantizeLinear") and not node.attributes.get_int("block_size", 0):
+            levels, scale = node.inputs[:2]
+            several = scale is not None and scale.shape is not None and scale.shape.rank() == 1
+            if several and levels is not None and not is_constant(levels):
+                return True
+    return False
 
 
 def open_inner(model: ir.Model | Path, *, threads: int | None = None) -> Inner:
