@@ -9,9 +9,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from narrowgauge.core.arithmetics import KERNELS
 from narrowgauge.errors import MissingDependencyError, ModelError, RuntimeFailure
 from narrowgauge.exporters.onnx import write_onnx
+from narrowgauge.lowering.integer.network import integer_network
 from narrowgauge.runtimes.openvino import open_program
+from tests.lowering.integer.networks import encoding, simulated
+from tests.passes.networks import node
 from tests.planning.networks import network, normal, run
 
 pytest.importorskip("openvino", reason="needs OpenVINO: pip install openvino")
@@ -85,6 +89,14 @@ def test_changed_bytes_end_in_an_error_of_ours_or_a_network(model: ir.Model, tmp
         path.write_bytes(damaged)
         with contextlib.suppress(RuntimeFailure):
             open_program(path, threads=1)
+
+
+def test_networks_in_integers_of_64_bits_are_refused(tmp_path: Path) -> None:
+    kinds = {"x": encoding("int8", 0.1), "y": encoding("int8", 0.2)}
+    qdq = simulated([node("Add", "x x", "y")], {"x": ["n", 4]}, kinds)
+    write_onnx(integer_network(qdq, KERNELS["integer-only"]).model, tmp_path / "m.onnx")
+    with pytest.raises(RuntimeFailure, match="computes int64 in int32"):
+        open_program(tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize(("name", "error"), [("none.xml", RuntimeFailure), ("none.onnx", ModelError)])

@@ -83,11 +83,12 @@ def _migrate(workshop: Workshop, state: State) -> Found:
     network, statistics, asked = state.reference, state.statistics, state.choices
     integer = [node for node in network.graph if node.name in state.placement.integer_nodes]
     written = {str(value.name) for node in integer for value in node.outputs}
+    rounded = written.difference(state.placement.float_outputs)
     between_floats = {
         str(node.name)
         for node in integer
         if (rule := workshop.target.rule(node.op_type)) and rule.output == "float"
-        and not any(value.name in written for _, value in activation_inputs(node))
+        and not any(value.name in rounded for _, value in activation_inputs(node))
     }  # fmt: skip
     network, statistics, splits = split_outliers(network, statistics, layers=between_floats)
     said = [
@@ -99,7 +100,6 @@ def _migrate(workshop: Workshop, state: State) -> Found:
         name: NodeChoice(keep_float=f"outlier channels of {one.value} are multiplied in float")
         for one in splits for name in one.float_nodes
     }})  # fmt: skip
-    rounded = written.difference(state.placement.float_outputs)
     network, statistics, done = smooth(
         network, statistics, layers=state.placement.integer_nodes, rounded=rounded, weight_bits=state.weight_bits
     )

@@ -18,6 +18,7 @@ from narrowgauge.core.granularity import PerTensor
 from narrowgauge.core.numbers import IntegerType
 from narrowgauge.data.inputs import InputSpec, input_specs, shape_fits, shape_text
 from narrowgauge.errors import MissingDependencyError, RuntimeFailure
+from narrowgauge.graph.edits import is_operator
 from narrowgauge.graph.engine import available_cores
 from narrowgauge.importers.onnx import read
 from narrowgauge.runtimes.inner import Inner, value_of
@@ -135,9 +136,20 @@ def _opened(path: Path) -> tuple[openvino.Core, openvino.Model, ir.Model | None]
             f'{path}: OpenVINO would run it, but it cannot be imported ({error}): pip install "narrowgauge[openvino]"'
         ) from None
     declared = read(path) if path.suffix.lower() == ".onnx" else None
+    wide = next((node for node in declared.graph if _computes_wide(node)), None) if declared is not None else None
+    if wide is not None:
+        raise RuntimeFailure(
+            f"{path}: OpenVINO computes int64 in int32 on the CPU, and this is a network in integers with numbers of "
+            f"64 bits ({wide.op_type} {wide.name}): its results would be wrong; run it in ONNX Runtime"
+        )
     if not path.is_file():
         raise RuntimeFailure(f"{path}: expected a network file, there is none")
     return core, _told(lambda: core.read_model(path), f"{path}: OpenVINO could not read the network"), declared
+
+
+def _computes_wide(node: ir.Node) -> bool:
+    """Whether a node is the end of a rescale in 64 bits (https://github.com/openvinotoolkit/openvino/issues/35823)."""
+    return is_operator(node, "BitShift") and node.outputs[0].dtype in (ir.DataType.UINT64, ir.DataType.INT64)
 
 
 def _inputs(model: openvino.Model, declared: ir.Model | None, ends: _Ends) -> tuple[InputSpec, ...]:
