@@ -17,7 +17,7 @@ from _common import IMAGENET_NETWORKS, RESNET20, Network, report, samples, table
 from narrowgauge import quantize
 from narrowgauge.analysis.exactness import Exactness, check_exactness, to_json, to_summary
 from narrowgauge.analysis.folder_exactness import folder_exactness
-from narrowgauge.core.arithmetics import KERNELS
+from narrowgauge.core.engines.arithmetics import KERNELS
 from narrowgauge.core.plan import load_plan
 from narrowgauge.data import batches, input_specs, open_samples
 from narrowgauge.errors import NarrowgaugeError

@@ -57,6 +57,7 @@ def unexplained(names: set[str], page: str) -> set[str]:
 TOML_READERS: dict[str, Callable[[Path], object]] = {
     "recipes.md": load_recipe,
     "command-line.md": load_preprocess,
+    "transformers.md": load_recipe,
     "targets.md": load_target,
 }
 """What reads each page's TOML examples."""

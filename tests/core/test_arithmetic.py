@@ -24,7 +24,7 @@ from narrowgauge.core.granularity import Granularity, PerAxis, PerBlock, PerTens
 from narrowgauge.core.numbers import integer_type
 from narrowgauge.core.ranges import encoding_from_range
 from narrowgauge.errors import PlanError
-from tests.core.engine import ort_dequantize, ort_round_trip
+from tests.core.engines.engine import ort_dequantize, ort_round_trip
 from tests.core.strategies import integer_types, per_tensor, reals
 
 ONNX_TYPES = ["int4", "uint4", "int8", "uint8", "int16", "uint16"]

@@ -12,8 +12,8 @@ import onnx_ir as ir
 import pytest
 
 from narrowgauge.core.encoding import AnyEncoding, DynamicEncoding, Encoding
+from narrowgauge.core.engines.hybrid import HYBRIDS, HybridLayer
 from narrowgauge.core.granularity import PerAxis, PerTensor
-from narrowgauge.core.hybrid import HYBRIDS, HybridLayer
 from narrowgauge.core.numbers import integer_type
 from narrowgauge.errors import PlanError
 from narrowgauge.importers.onnx import load
@@ -23,7 +23,7 @@ from narrowgauge.planning.choices import Choices
 from narrowgauge.planning.fill import fill
 from narrowgauge.planning.place import place
 from narrowgauge.targets.registry import load_target
-from tests.core.hybrid_layers import Image, assert_same, near_ties, spread
+from tests.core.engines.hybrid_layers import Image, assert_same, near_ties, spread
 from tests.importers.tflite_networks import opened
 from tests.lowering.networks import hand_plan, photos, run
 from tests.passes.networks import network, node, operators

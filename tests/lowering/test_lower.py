@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from narrowgauge.core.arithmetics import KERNELS
+from narrowgauge.core.engines.arithmetics import KERNELS
 from narrowgauge.demo import digits, network_path
 from narrowgauge.errors import PlanError, TargetError
 from narrowgauge.importers.onnx import load

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from narrowgauge.core.arithmetics import KERNELS
+from narrowgauge.core.engines.arithmetics import KERNELS
 from narrowgauge.errors import MissingDependencyError, ModelError, RuntimeFailure
 from narrowgauge.exporters.onnx import write_onnx
 from narrowgauge.lowering.integer.network import integer_network

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from narrowgauge.core.tflite_recurrent import cell_encoding
+from narrowgauge.core.engines.tflite_recurrent import cell_encoding
 from narrowgauge.graph.edits import unique_name
 from narrowgauge.graph.engine import open_session
 from narrowgauge.graph.recurrent import CELL_SCALE, Direction, Recurrent, is_recurrent, recurrent_layer

@@ -6,9 +6,9 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from narrowgauge.core.arithmetics import KERNELS
-from narrowgauge.core.hybrid import HYBRIDS
-from narrowgauge.core.kernels import Kernels
+from narrowgauge.core.engines.arithmetics import KERNELS
+from narrowgauge.core.engines.hybrid import HYBRIDS
+from narrowgauge.core.engines.kernels import Kernels
 from narrowgauge.core.plan import Plan
 from narrowgauge.errors import PlanError, TargetError
 from narrowgauge.lowering.dynamic import lower_dynamically

@@ -10,8 +10,8 @@ import onnx
 import onnx_ir as ir
 
 from narrowgauge.core.encoding import Encoding
+from narrowgauge.core.engines.kernels import Kernels
 from narrowgauge.core.granularity import PerAxis, PerTensor
-from narrowgauge.core.kernels import Kernels
 from narrowgauge.core.numbers import integer_type
 from narrowgauge.graph.engine import open_session
 from narrowgauge.importers.onnx import load

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from narrowgauge.core.arithmetics import KERNELS
 from narrowgauge.core.encoding import AnyEncoding, Encoding, LogEncoding, NormalizedEncoding
+from narrowgauge.core.engines.arithmetics import KERNELS
+from narrowgauge.core.engines.kernels import UNBOUNDED, Layer
 from narrowgauge.core.integer_exponential import code_weights, exponential_codes, exponential_table
 from narrowgauge.core.integer_logarithm import Threshold
 from narrowgauge.core.integer_softmax import UniformSoftmax, attention_by_shifts, deferred_softmax, log_int_softmax
-from narrowgauge.core.kernels import UNBOUNDED, Layer
 from narrowgauge.core.numbers import integer_type
 from narrowgauge.core.plan import Plan
 from narrowgauge.graph.engine import open_session

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from narrowgauge.core.arithmetics import KERNELS
 from narrowgauge.core.encoding import Encoding
+from narrowgauge.core.engines.arithmetics import KERNELS
+from narrowgauge.core.engines.integer_only import INTEGER_ONLY
+from narrowgauge.core.engines.integer_sums import weighted_sum
+from narrowgauge.core.engines.kernels import UNBOUNDED
 from narrowgauge.core.granularity import PerAxis, PowerOfTwoFactor
-from narrowgauge.core.integer_only import INTEGER_ONLY
-from narrowgauge.core.integer_sums import weighted_sum
-from narrowgauge.core.kernels import UNBOUNDED
 from narrowgauge.core.numbers import integer_type
 from narrowgauge.lowering.integer.network import integer_network
 from tests.lowering.integer.networks import encoding, levels_of, lowered, random_levels, simulated

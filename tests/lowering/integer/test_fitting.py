@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from narrowgauge.core.fixed_point import DOUBLE_ROUNDING, SINGLE_ROUNDING, integer_rescale, quantized_multiplier
-from narrowgauge.core.rescale import ComputedRescale, FloatRescale, IntegerRescale, Rescale
+from narrowgauge.core.engines.fixed_point import DOUBLE_ROUNDING, SINGLE_ROUNDING, integer_rescale, quantized_multiplier
+from narrowgauge.core.engines.rescale import ComputedRescale, FloatRescale, IntegerRescale, Rescale
 from narrowgauge.errors import PlanError
 from narrowgauge.lowering.integer.fitting import integer_form, saturation, thresholds, within_62_bits
 

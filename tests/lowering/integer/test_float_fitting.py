@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from narrowgauge.core.arithmetics import KERNELS
-from narrowgauge.core.kernels import Layer, LayerForm
-from narrowgauge.core.rescale import ComputedRescale, FloatRescale
+from narrowgauge.core.engines.arithmetics import KERNELS
+from narrowgauge.core.engines.kernels import Layer, LayerForm
+from narrowgauge.core.engines.rescale import ComputedRescale, FloatRescale
 from narrowgauge.lowering.integer.float_fitting import float_form
 from tests.lowering.integer.networks import encoding
 

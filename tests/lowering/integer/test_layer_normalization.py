@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from narrowgauge.core.arithmetic import quantize
-from narrowgauge.core.arithmetics import KERNELS
 from narrowgauge.core.encoding import Encoding
+from narrowgauge.core.engines.arithmetics import KERNELS
 from narrowgauge.core.granularity import PerAxis, PowerOfTwoFactor
 from narrowgauge.core.integer_layernorm import LayerNormForm, layernorm_form
 from narrowgauge.core.numbers import integer_type

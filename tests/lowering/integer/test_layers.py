@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from narrowgauge.core.arithmetics import KERNELS
+from narrowgauge.core.engines.arithmetics import KERNELS
+from narrowgauge.core.engines.kernels import UNBOUNDED, Bounds, Layer, LayerKind
 from narrowgauge.core.granularity import PerAxis
-from narrowgauge.core.kernels import UNBOUNDED, Bounds, Layer, LayerKind
 from narrowgauge.graph.engine import open_session
 from tests.lowering.integer.networks import encoding, levels_of, lowered, random_levels, real, simulated
 from tests.passes.networks import node

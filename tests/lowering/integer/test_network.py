@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from narrowgauge.core.arithmetics import KERNELS
+from narrowgauge.core.engines.arithmetics import KERNELS
 from narrowgauge.graph.engine import Optimization, open_session
 from narrowgauge.graph.refusals import REFUSAL
 from narrowgauge.importers.onnx import load

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from narrowgauge.core.arithmetics import KERNELS
 from narrowgauge.core.encoding import Encoding
-from narrowgauge.core.kernels import UNBOUNDED
+from narrowgauge.core.engines.arithmetics import KERNELS
+from narrowgauge.core.engines.kernels import UNBOUNDED
 from narrowgauge.errors import PlanError
 from narrowgauge.graph.engine import open_session
 from narrowgauge.importers.onnx import load

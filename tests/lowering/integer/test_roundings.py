@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from narrowgauge.core.arithmetic import quantize
-from narrowgauge.core.arithmetics import KERNELS
 from narrowgauge.core.encoding import Encoding
-from narrowgauge.core.kernels import Rounding
-from narrowgauge.core.requantize import quantize_by_inverse
+from narrowgauge.core.engines.arithmetics import KERNELS
+from narrowgauge.core.engines.kernels import Rounding
+from narrowgauge.core.engines.requantize import quantize_by_inverse
 from tests.lowering.integer.networks import encoding, levels_of, lowered, simulated
 from tests.passes.networks import node
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from PIL import Image
 
-from narrowgauge.core.arithmetics import KERNELS
+from narrowgauge.core.engines.arithmetics import KERNELS
 from narrowgauge.importers.tflite.conversion import convert
 from tests.lowering.integer.networks import encoding as encoding_of
 from tests.lowering.integer.networks import levels_of, lowered, real

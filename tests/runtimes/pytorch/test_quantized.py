@@ -13,14 +13,14 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from narrowgauge.core.arithmetics import KERNELS
 from narrowgauge.core.encoding import Encoding
+from narrowgauge.core.engines.arithmetics import KERNELS
 from narrowgauge.core.granularity import PerAxis
 from narrowgauge.errors import RuntimeFailure
 from narrowgauge.runtimes.engines import open_program
 from narrowgauge.runtimes.pytorch import quantized
 from narrowgauge.runtimes.pytorch.kernels import Engine
-from tests.core.torch_engines import vnni
+from tests.core.engines.torch_engines import vnni
 from tests.lowering.integer.networks import encoding, levels_of, lowered, simulated
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install torch")

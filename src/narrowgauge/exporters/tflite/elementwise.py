@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from narrowgauge.core.arithmetic import bounds_in_levels, quantize
 from narrowgauge.core.encoding import Encoding
+from narrowgauge.core.engines.tflite_unary import slopes_encoding
 from narrowgauge.core.numbers import IntegerType
-from narrowgauge.core.tflite_unary import slopes_encoding
 from narrowgauge.exporters.tflite.call import Call
 from narrowgauge.exporters.tflite.fixed_outputs import fixed_levels
 from narrowgauge.exporters.tflite.forms import Order, extents_of, levels_of, permuted, type_of

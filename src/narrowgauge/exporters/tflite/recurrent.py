@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from narrowgauge.core.arithmetic import quantize
 from narrowgauge.core.encoding import Encoding
+from narrowgauge.core.engines.tflite_recurrent import bias_levels, gate_scale, peephole_weights
 from narrowgauge.core.granularity import PerAxis, PerTensor, normalized_axis
-from narrowgauge.core.tflite_recurrent import bias_levels, gate_scale, peephole_weights
 from narrowgauge.errors import PlanError, TargetError
 from narrowgauge.exporters.tflite.call import Call
 from narrowgauge.exporters.tflite.forms import Levels, Order, levels_of, permuted

@@ -12,10 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from narrowgauge.core.encoding import AnyEncoding, DynamicEncoding, Encoding
+from narrowgauge.core.engines.tflite_recurrent import cell_encoding, cell_encoding_of_scale
 from narrowgauge.core.granularity import PerAxis, PerTensor, normalized_axis
 from narrowgauge.core.numbers import integer_type
 from narrowgauge.core.plan import FloatNode, Plan
-from narrowgauge.core.tflite_recurrent import cell_encoding, cell_encoding_of_scale
 from narrowgauge.errors import PlanError, TargetError
 from narrowgauge.exporters.tflite.recurrent import ACTIVATIONS, RECORD, SEQUENCE_LSTM, SequenceLstm
 from narrowgauge.graph.constants import add_constant, constant_integers

@@ -1,10 +1,10 @@
 """The dynamic form as LiteRT computes it: each row of a product, each sample of a convolution is rounded for itself.
 
 Standard operators, which any ONNX engine runs: `lowering.dynamic` writes ONNX Runtime's own arithmetic, one range for a
-whole tensor, as few fused kernels. The results are LiteRT's bit for bit (`core.hybrid`, tests/lowering/test_hybrid.py)
-but for two things. XNNPACK's fused step is a sum in float64 here, rounded twice: another last place where that sum lies
-on a tie of float32, in one of some 10^8 numbers. LiteRT's own kernels round the last numbers of a row, those that fill
-no vector, exactly: another level for 0.49999997 steps.
+whole tensor, as few fused kernels. The results are LiteRT's bit for bit (`core.engines.hybrid`,
+tests/lowering/test_hybrid.py) but for two things. XNNPACK's fused step is a sum in float64 here, rounded twice: another
+last place where that sum lies on a tie of float32, in one of some 10^8 numbers. LiteRT's own kernels round the last
+numbers of a row, those that fill no vector, exactly: another level for 0.49999997 steps.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 import onnx_ir as ir
 
 from narrowgauge.core.encoding import DynamicEncoding, Encoding
-from narrowgauge.core.hybrid import HybridKernels
+from narrowgauge.core.engines.hybrid import HybridKernels
 from narrowgauge.core.plan import Plan
 from narrowgauge.errors import PlanError
 from narrowgauge.lowering.dynamic import DynamicWriter, rewritten
@@ -33,7 +33,7 @@ def lower_as_litert(model: ir.Model, plan: Plan, kernels: HybridKernels) -> ir.M
     Args:
         model: the float network that the plan was made for; it is not changed.
         plan: of mode "dynamic": activations with a `DynamicEncoding` of int8, weights with an `Encoding`.
-        kernels: which of LiteRT's: `core.hybrid.HYBRIDS["xnnpack"]` is its default.
+        kernels: which of LiteRT's: `core.engines.hybrid.HYBRIDS["xnnpack"]` is its default.
 
     Returns:
         A network of the same inputs and outputs.

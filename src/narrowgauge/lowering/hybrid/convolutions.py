@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from narrowgauge.core.encoding import Encoding
-from narrowgauge.core.hybrid import HybridLayer
+from narrowgauge.core.engines.hybrid import HybridLayer
 from narrowgauge.errors import PlanError
 from narrowgauge.graph.constants import constant_array
 from narrowgauge.lowering.dynamic import DynamicWriter

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from narrowgauge.core.arithmetic import FloatArray
 from narrowgauge.core.encoding import DynamicEncoding, Encoding
-from narrowgauge.core.hybrid import Hybrid, HybridKernels, HybridLayer
+from narrowgauge.core.engines.hybrid import Hybrid, HybridKernels, HybridLayer
 from narrowgauge.errors import PlanError
 from narrowgauge.graph.edits import take_place
 from narrowgauge.graph.roles import activation_inputs

@@ -1,4 +1,4 @@
-"""The last step of `core.hybrid` as nodes: sums of products become real numbers."""
+"""The last step of `core.engines.hybrid` as nodes: sums of products become real numbers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from narrowgauge.core import hybrid
 from narrowgauge.core.arithmetic import FloatArray
+from narrowgauge.core.engines import hybrid
 from narrowgauge.lowering.hybrid.maker import Maker
 
 Write = Callable[[Maker, ir.Value, ir.Value, FloatArray, FloatArray | None], ir.Value]

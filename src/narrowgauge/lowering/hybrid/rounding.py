@@ -1,4 +1,4 @@
-"""The roundings of `core.hybrid_rounding` as nodes: rows of a value become levels when the network runs."""
+"""The roundings of `core.engines.hybrid_rounding` as nodes: rows of a value become levels when the network runs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from narrowgauge.core import hybrid_rounding
 from narrowgauge.core.arithmetic import FloatArray
-from narrowgauge.core.hybrid_rounding import Rows
+from narrowgauge.core.engines import hybrid_rounding
+from narrowgauge.core.engines.hybrid_rounding import Rows
 from narrowgauge.lowering.hybrid.maker import Maker
 
 
@@ -30,7 +30,7 @@ class RoundedRows:
 
 
 def symmetrically(make: Maker, value: ir.Value, axes: Sequence[int]) -> RoundedRows:
-    """Write `core.hybrid_rounding.round_symmetrically`."""
+    """Write `core.engines.hybrid_rounding.round_symmetrically`."""
     reach = make.reduced("ReduceMax", make("Abs", value), axes)
     empty = make("Equal", reach, 0.0)
     known = make("Where", empty, 1.0, reach)
@@ -41,7 +41,7 @@ def symmetrically(make: Maker, value: ir.Value, axes: Sequence[int]) -> RoundedR
 
 
 def asymmetrically(make: Maker, value: ir.Value, axes: Sequence[int]) -> RoundedRows:
-    """Write `core.hybrid_rounding.round_asymmetrically`: scale and zero point in float64."""
+    """Write `core.engines.hybrid_rounding.round_asymmetrically`: scale and zero point in float64."""
     low, high = _extremes(make, value, axes)
     empty = make("Equal", low, high)
     reach = make.cast(make("Where", empty, 255.0, make("Sub", high, low)), ir.DataType.DOUBLE)
@@ -71,7 +71,7 @@ def asymmetrically(make: Maker, value: ir.Value, axes: Sequence[int]) -> Rounded
 
 
 def like_xnnpack(make: Maker, value: ir.Value, axes: Sequence[int]) -> RoundedRows:
-    """Write `core.hybrid_rounding.round_like_xnnpack`."""
+    """Write `core.engines.hybrid_rounding.round_like_xnnpack`."""
     low, high = _extremes(make, value, axes)
     empty = make("Equal", low, high)
     inverse = make("Where", empty, 1.0, make("Div", 255.0, make("Where", empty, 1.0, make("Sub", high, low))))

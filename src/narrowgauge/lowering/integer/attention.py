@@ -11,12 +11,12 @@ import numpy as np
 import onnx_ir as ir
 
 from narrowgauge.core.encoding import Encoding, LogEncoding, NormalizedEncoding
+from narrowgauge.core.engines.integer_sums import channel_limits
+from narrowgauge.core.engines.kernels import Layer
 from narrowgauge.core.granularity import PerTensor
 from narrowgauge.core.integer_exponential import code_weights, exponential_table
 from narrowgauge.core.integer_softmax import DeferredSoftmax, LogIntSoftmax, deferred_softmax, log_int_softmax
-from narrowgauge.core.integer_sums import channel_limits
 from narrowgauge.core.integer_width import LARGEST_INT32, Integers
-from narrowgauge.core.kernels import Layer
 from narrowgauge.core.logarithmic import quantize_logarithm
 from narrowgauge.core.numbers import IntegerType
 from narrowgauge.errors import PlanError

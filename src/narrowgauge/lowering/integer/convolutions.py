@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from narrowgauge.core.kernels import LayerForm, LayerKind
-from narrowgauge.core.rescale import FloatRescale
+from narrowgauge.core.engines.kernels import LayerForm, LayerKind
+from narrowgauge.core.engines.rescale import FloatRescale
 from narrowgauge.graph.edits import is_operator
 from narrowgauge.lowering.integer.emitter import Result, Site, Source, result_of
 from narrowgauge.lowering.integer.layers import (

@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from narrowgauge.core.arithmetic import quantize
 from narrowgauge.core.encoding import Encoding
-from narrowgauge.core.kernels import UNBOUNDED, Bounds
-from narrowgauge.core.tflite_unary import slopes_encoding
+from narrowgauge.core.engines.kernels import UNBOUNDED, Bounds
+from narrowgauge.core.engines.tflite_unary import slopes_encoding
 from narrowgauge.errors import PlanError
 from narrowgauge.graph.constants import constant_array
 from narrowgauge.graph.edits import is_operator

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from narrowgauge.core.encoding import Encoding
-from narrowgauge.core.kernels import Kernels
+from narrowgauge.core.engines.kernels import Kernels
 from narrowgauge.errors import PlanError
 from narrowgauge.graph.constants import constant_array
 from narrowgauge.graph.edits import take_place

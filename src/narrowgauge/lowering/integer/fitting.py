@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from narrowgauge.core.rescale import IntegerRescale, Rescale
+from narrowgauge.core.engines.rescale import IntegerRescale, Rescale
 from narrowgauge.errors import PlanError
 
 Integers = npt.NDArray[np.int64]
@@ -77,7 +77,7 @@ def within_62_bits(rescale: Rescale, least: Integers, greatest: Integers) -> tup
 
     Raises:
         PlanError: levels still change beyond; or the engine's own int32 overflows there, since a multiplier of 31 bits
-            that is greater than 1 shifts the sum to the left first (`core.fixed_point`).
+            that is greater than 1 shifts the sum to the left first (`core.engines.fixed_point`).
     """
     if not isinstance(rescale, IntegerRescale):
         return least, greatest

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from narrowgauge.core.kernels import Layer, LayerForm
-from narrowgauge.core.rescale import ComputedRescale, FloatRescale
+from narrowgauge.core.engines.kernels import Layer, LayerForm
+from narrowgauge.core.engines.rescale import ComputedRescale, FloatRescale
 from narrowgauge.lowering.integer.fitting import Integers, thresholds
 
 _SHARES = (0.5, 0.25, 0.75, 0.1, 0.9)

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from narrowgauge.core.engines.integer_sums import channel_limits
 from narrowgauge.core.integer_layernorm import LayerNormForm, layernorm_form
-from narrowgauge.core.integer_sums import channel_limits
 from narrowgauge.core.integer_width import LARGEST_INT32
 from narrowgauge.errors import PlanError
 from narrowgauge.graph.constants import constant_array

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from narrowgauge.core.encoding import Encoding
+from narrowgauge.core.engines.kernels import Layer, LayerForm, LayerKind
+from narrowgauge.core.engines.rescale import FloatRescale
 from narrowgauge.core.granularity import PerAxis, PerTensor
-from narrowgauge.core.kernels import Layer, LayerForm, LayerKind
-from narrowgauge.core.rescale import FloatRescale
 from narrowgauge.errors import PlanError
 from narrowgauge.graph.constants import constant_array
 from narrowgauge.graph.shapes import dimensions

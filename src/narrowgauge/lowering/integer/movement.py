@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from narrowgauge.core.arithmetic import quantize
 from narrowgauge.core.encoding import Encoding
-from narrowgauge.core.kernels import UNBOUNDED
+from narrowgauge.core.engines.kernels import UNBOUNDED
 from narrowgauge.errors import PlanError
 from narrowgauge.graph.channels import keeps_last_axis
 from narrowgauge.graph.constants import constant_array

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from narrowgauge.core.kernels import Kernels
+from narrowgauge.core.engines.kernels import Kernels
 from narrowgauge.errors import PlanError
 from narrowgauge.graph.edits import is_operator, remove_unused
 from narrowgauge.graph.refusals import REFUSAL, Refusal

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from narrowgauge.core.kernels import Layer, LayerForm
-from narrowgauge.core.rescale import FloatRescale
+from narrowgauge.core.engines.kernels import Layer, LayerForm
+from narrowgauge.core.engines.rescale import FloatRescale
 from narrowgauge.errors import PlanError
 from narrowgauge.graph.constants import constant_array
 from narrowgauge.graph.edits import is_operator, sole_consumer

@@ -1,4 +1,4 @@
-"""LSTM in integers, as TensorFlow Lite's kernel computes it (`core.tflite_recurrent`): a Scan over the steps.
+"""LSTM in integers, as TensorFlow Lite's kernel computes it (`core.engines.tflite_recurrent`): a Scan over the steps.
 
 Here the layer is read as the kernel has it; `recurrent_steps` writes it.
 """
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from narrowgauge.core.tflite_recurrent import (
+from narrowgauge.core.engines.tflite_recurrent import (
     Gate,
     IntegerLstm,
     Weights,

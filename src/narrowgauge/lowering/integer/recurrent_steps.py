@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from narrowgauge.core.fixed_point import Integers
-from narrowgauge.core.rescale import IntegerRescale
-from narrowgauge.core.tflite_fixed_point import GATE_BITS, GREATEST, LEAST, sigmoid_table, tanh_table
-from narrowgauge.core.tflite_recurrent import Gate, GateForm, IntegerLstm, cell_exponent, gate_form
+from narrowgauge.core.engines.fixed_point import Integers
+from narrowgauge.core.engines.rescale import IntegerRescale
+from narrowgauge.core.engines.tflite_fixed_point import GATE_BITS, GREATEST, LEAST, sigmoid_table, tanh_table
+from narrowgauge.core.engines.tflite_recurrent import Gate, GateForm, IntegerLstm, cell_exponent, gate_form
 from narrowgauge.errors import PlanError
 from narrowgauge.graph.recurrent import Direction
 from narrowgauge.lowering.integer.emitter import Result, Site, Source

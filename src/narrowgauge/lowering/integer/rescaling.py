@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from narrowgauge.core.rescale import FRACTION_BITS, ComputedRescale, FloatRescale, Rescale
+from narrowgauge.core.engines.rescale import FRACTION_BITS, ComputedRescale, FloatRescale, Rescale
 from narrowgauge.lowering.integer.emitter import Result, Site
 from narrowgauge.lowering.integer.fitting import (
     IntegerForm,

@@ -7,7 +7,7 @@ from typing import cast, get_args
 import numpy as np
 import onnx_ir as ir
 
-from narrowgauge.core.kernels import AxisInterpolation, CoordinateMode
+from narrowgauge.core.engines.kernels import AxisInterpolation, CoordinateMode
 from narrowgauge.errors import PlanError
 from narrowgauge.graph.constants import constant_array
 from narrowgauge.graph.shapes import dimensions

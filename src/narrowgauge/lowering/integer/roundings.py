@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from narrowgauge.core.kernels import Rounding
-from narrowgauge.core.openvino import scale_and_shift
+from narrowgauge.core.engines.kernels import Rounding
+from narrowgauge.core.engines.openvino import scale_and_shift
 from narrowgauge.graph.constants import constant_array
 from narrowgauge.lowering.integer.emitter import Emitter, Site
 from narrowgauge.lowering.pairs import Linear, encoding_of, linear_of

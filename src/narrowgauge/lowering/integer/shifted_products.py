@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from narrowgauge.core.integer_only import shifted_weights
-from narrowgauge.core.kernels import Layer
+from narrowgauge.core.engines.integer_only import shifted_weights
+from narrowgauge.core.engines.kernels import Layer
 from narrowgauge.core.power_of_two_factor import factor_of
 from narrowgauge.errors import PlanError
 from narrowgauge.lowering.integer.emitter import Result, Site, Source, offset

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from narrowgauge.core.encoding import Encoding
-from narrowgauge.core.kernels import SoftmaxForm, WideSoftmaxForm
+from narrowgauge.core.engines.kernels import SoftmaxForm, WideSoftmaxForm
 from narrowgauge.errors import PlanError
 from narrowgauge.graph.constants import constant_scalar
 from narrowgauge.graph.edits import is_operator

@@ -1,4 +1,4 @@
-"""Sums of tensors with scales of their own, and levels in another encoding: `core.integer_sums` in nodes."""
+"""Sums of tensors with scales of their own, and levels in another encoding: `core.engines.integer_sums` in nodes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from narrowgauge.core.integer_sums import WeightedSum, channel_limits, weighted_sum
-from narrowgauge.core.kernels import Bounds
+from narrowgauge.core.engines.integer_sums import WeightedSum, channel_limits, weighted_sum
+from narrowgauge.core.engines.kernels import Bounds
 from narrowgauge.lowering.integer.emitter import Result, Site, Source, offset
 from narrowgauge.lowering.integer.fitting import Integers
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from narrowgauge.core.torch_layers import MOST_ONEDNN_GROUPS
+from narrowgauge.core.engines.torch_layers import MOST_ONEDNN_GROUPS
 from narrowgauge.runtimes.pytorch.kernels import NOT_UNSIGNED, Build, Call, Kernel, quantized, relabelled
 from narrowgauge.runtimes.pytorch.pairs import Levels, constant_reals, greatest_level
 

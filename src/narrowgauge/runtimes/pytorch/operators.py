@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from narrowgauge.core.torch_kernels import FIXED_OUTPUTS, QNNPACK_ADD_RATIOS
+from narrowgauge.core.engines.torch_kernels import FIXED_OUTPUTS, QNNPACK_ADD_RATIOS
 from narrowgauge.graph.constants import constant_integers
 from narrowgauge.runtimes.pytorch.kernels import NOT_UNSIGNED, Build, Call, Kernel
 
@@ -174,7 +174,7 @@ def _axes(call: Call) -> tuple[int, ...] | str:
 
 
 def average_pool(call: Call) -> Kernel | str:
-    """AveragePool of one or two axes: `avg_pool2d`, with channels apart; see `core.torch_kernels` for the others."""
+    """AveragePool of one or two axes: `avg_pool2d`, with channels apart; see `torch_kernels` for the others."""
     source, attributes = call.source(0), call.node.attributes
     if source is None or not source.unsigned:
         return NOT_UNSIGNED
