@@ -185,6 +185,9 @@ def quantize(  # noqa: PLR0913 - the command line's options, by the same names
             found = job.check(original, written, imported.model, every, checking.count, metric=metric)
         bit_exact = job.integers(written, made.plan, chosen, first)
         found_out = job.analyze(made, chosen, first, analysis)
+        maps = job.attention(made, first) if found_out is not None else None
+        if found_out is not None and maps is not None:
+            found_out = replace(found_out, attention=maps.heads)
         job.notes += [*coverage_warnings(made.network, made.plan), *(opened.notes if opened is not None else ())]
         summary = summarize(
             model=imported.name, target=chosen.name, recipe=asked.name, plan=made.plan, check=found,
@@ -192,8 +195,9 @@ def quantize(  # noqa: PLR0913 - the command line's options, by the same names
             bit_exact=bit_exact,
         )  # fmt: skip
         write_report(
-            folder, summary, found_out or Analysis(steps=made.steps, front=made.front), plan=made.plan, target=chosen
-        )
+            folder, summary, found_out or Analysis(steps=made.steps, front=made.front), plan=made.plan, target=chosen,
+            attention=maps.pictures if maps is not None else None,
+        )  # fmt: skip
         summary["files"] = describe_files(folder)
         write_summary(summary, folder / SUMMARY)
     return Result(

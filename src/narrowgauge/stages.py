@@ -15,13 +15,15 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from narrowgauge.analysis.analyze import analyze
+from narrowgauge.analysis.attention_maps import AttentionMaps, attention_maps, attentions
+from narrowgauge.analysis.causes import find_causes
 from narrowgauge.analysis.check import Check, check
 from narrowgauge.analysis.coverage import constant_input_warnings
 from narrowgauge.analysis.drop import accuracy_drop
 from narrowgauge.analysis.evaluate import compare_runs
 from narrowgauge.analysis.exactness import to_summary
 from narrowgauge.analysis.folder_exactness import folder_exactness
-from narrowgauge.analysis.records import Analysis, Choice, Step
+from narrowgauge.analysis.records import Analysis, Cause, Choice, Step
 from narrowgauge.calibration.batching import batch_size
 from narrowgauge.calibration.cells import cell_magnitudes, keep_cells
 from narrowgauge.calibration.collect import SAMPLED, collect
@@ -118,6 +120,7 @@ class Planned:
         plan: the encodings.
         statistics: of the network as it came; None where none were needed.
         current: statistics of `reference`, whose structure may be another.
+        begun: where recovery began, and the means to measure it; None where there was none.
         steps: what recovery tried.
         front: what mixed precision could choose from; empty without a budget.
     """
@@ -127,6 +130,7 @@ class Planned:
     plan: Plan
     statistics: Statistics | None
     current: Statistics | None
+    begun: tuple[Workshop, State] | None = None
     steps: tuple[Step, ...] = ()
     front: tuple[Choice, ...] = ()
 
@@ -272,7 +276,7 @@ class Stages:
                 "samples or more that can be read twice"
             )
         with self.stage("plan"):
-            state = workshop.planned(network, statistics, asked)
+            state = begun = workshop.planned(network, statistics, asked)
         front: tuple[Choice, ...] = ()
         if recipe.budget:
             with self.stage("mixed precision"):
@@ -289,7 +293,7 @@ class Stages:
         self.notes += workshop.notes
         state = ladder.state
         made = self._planned(state.reference, state.network, state.plan, statistics, state.statistics)
-        return replace(made, steps=tuple(ladder.steps), front=front)
+        return replace(made, begun=(workshop, begun), steps=tuple(ladder.steps), front=front)
 
     def _planned(
         self, reference: ir.Model, network: ir.Model, plan: Plan, statistics: Statistics | None,
@@ -459,7 +463,19 @@ class Stages:
                 list(batches(samples, asked.rows, input_specs(made.network))), target=target, remedies=asked.remedies,
                 swept=asked.swept if enough else 0, progress=self.progress, threads=self.threads,
             )  # fmt: skip
-        return replace(found, steps=made.steps, front=made.front)
+        causes: tuple[Cause, ...] = ()
+        if made.begun is not None and enough:
+            with self.stage("find causes"):
+                causes = find_causes(*made.begun, remedies=depth == "full")
+        return replace(found, causes=causes, steps=made.steps, front=made.front)
+
+    def attention(self, made: Planned, samples: Sequence[Sample]) -> AttentionMaps | None:
+        """Compare the attention of the first sample in both networks; None where there is none."""
+        first = next(iter(batches(samples[:1], 1, input_specs(made.network))), None)
+        if first is None or not attentions(made.reference):
+            return None
+        with self.stage("attention"):
+            return attention_maps(made.reference, made.network, made.plan, first, threads=self.threads)
 
 
 def made_for(plan: Plan, network: ir.Model) -> bool:

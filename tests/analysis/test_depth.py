@@ -10,14 +10,17 @@ import pytest
 
 from narrowgauge.analysis.chain import open_streams
 from narrowgauge.analysis.depth import cumulative_noise, decibels
+from narrowgauge.analysis.probability_loss import round_probabilities
 from narrowgauge.core.arithmetic import round_trip
+from narrowgauge.core.encoding import LogEncoding, NormalizedEncoding
+from narrowgauge.core.numbers import integer_type
 from narrowgauge.demo import digits, network_path
 from narrowgauge.graph.exposing import returning
 from narrowgauge.importers.onnx import load
 from narrowgauge.lowering.qdq import lower_to_qdq
 from tests.analysis.exact import batched, exact_plan
 from tests.calibration.networks import batches_of, branches, exposed, whole
-from tests.lowering.networks import hand_plan
+from tests.lowering.networks import hand_plan, per_tensor
 from tests.planning.networks import network, normal, planned, run, seen, sqnr
 
 MODEL = network(
@@ -104,3 +107,17 @@ def test_masks_of_minus_infinity_do_not_hide_the_error_beside_them() -> None:
     found = {one.name: one for one in cumulative_noise(streams)}
     real, rounded = (run(returning(each, ["m"]), x)[:, [0, 2, 3]] for each in (model, lower_to_qdq(model, plan)))
     assert found["m"].sqnr_db == pytest.approx(sqnr(real, rounded), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "encoding", [LogEncoding(type=integer_type("uint4")), NormalizedEncoding(type=integer_type("uint8"))]
+)
+def test_shares_that_their_reader_rounds_are_compared_as_it_reads_them(encoding: LogEncoding) -> None:
+    model = network("float[n, 6] x", "float[n, 4] y", "p = Softmax(x) y = MatMul(p, w)", w=normal(6, 4))
+    softmax = str(model.graph[0].name)
+    plan = hand_plan({"p": encoding, "w": per_tensor("int8", 0.05)}, float_nodes=[softmax])
+    x = normal(8, 6)
+    streams = open_streams(model, model, plan, list(batches_of(model, {"x": x})), threads=1)
+    found = {one.name: one.sqnr_db for one in cumulative_noise(streams)}
+    real = run(returning(model, ["p"]), x)
+    assert found["p"] == pytest.approx(sqnr(real, round_probabilities(real, encoding)[1]), abs=0.01)

@@ -10,12 +10,15 @@ from narrowgauge.analysis.distribution import distributions
 from narrowgauge.analysis.records import Distribution
 from narrowgauge.calibration.collect import collect
 from narrowgauge.calibration.histogram import EMPTY
+from narrowgauge.core.encoding import LogEncoding, NormalizedEncoding
 from narrowgauge.core.granularity import PerAxis, PerBlock
 from narrowgauge.core.numbers import integer_type
 from narrowgauge.core.plan import Plan
 from narrowgauge.core.ranges import encoding_from_range
 from tests.calibration.networks import batches_of, network
 from tests.lowering.networks import hand_plan, per_tensor
+from tests.planning.networks import network as written
+from tests.planning.networks import normal, seen
 
 GATED = """
 <ir_version: 10, opset_import: ["": 21]>
@@ -119,3 +122,19 @@ def test_numbers_on_one_side_keep_their_place() -> None:
     assert_sound(one)
     assert one.edges[0] == pytest.approx(5, abs=0.01)
     assert np.array(one.density).max() < 0.02  # even: 1 / 160
+
+
+@pytest.mark.parametrize(
+    "encoding", [LogEncoding(type=integer_type("uint4")), NormalizedEncoding(type=integer_type("uint8"))]
+)
+def test_shares_are_drawn_like_other_values(encoding: LogEncoding | NormalizedEncoding) -> None:
+    model = written("float[n, 8] x", "float[n, 8] y", "p = Softmax(x) y = Neg(p)")
+    plan = Plan(target="t", encodings={"p": encoding})
+    samples = normal(200, 8) * 3
+    (drawn,) = distributions(model, plan, seen(model, samples), ["p"]).values()
+    parts = np.exp(samples.astype(np.float64))
+    counts, _ = np.histogram(parts / parts.sum(axis=1, keepdims=True), np.linspace(0, 1, 9))
+    middles = (np.array(drawn.edges[:-1]) + drawn.edges[1:]) / 2
+    shares, _ = np.histogram(middles, np.linspace(0, 1, 9), weights=drawn.density)
+    np.testing.assert_allclose(shares, counts / counts.sum(), atol=0.02)
+    assert drawn.channel_index == ()

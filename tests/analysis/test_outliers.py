@@ -1,4 +1,4 @@
-"""Outliers are found, followed back to the layer and the unit that write them, and told in one sentence."""
+"""Outliers are found, followed back to the layer and the unit that write them, with all that they stretch."""
 
 from pathlib import Path
 
@@ -6,11 +6,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from narrowgauge.analysis.outliers import Place, describe, find_outliers, origin
+from narrowgauge.analysis.outlier_words import describe
+from narrowgauge.analysis.outliers import Place, find_outliers, origin
 from narrowgauge.analysis.records import Outlier
 from narrowgauge.calibration.collect import collect
 from narrowgauge.data import batches, default_preprocess, input_specs, open_samples
 from narrowgauge.demo import NETWORK_NAMES, digits, network_path
+from narrowgauge.graph.block_roles import block_roles
 from narrowgauge.importers.onnx import load
 from tests.calibration.networks import batches_of
 from tests.planning.networks import name_of, network, normal, seen
@@ -134,23 +136,6 @@ def test_networks_without_outliers_have_none_that_stand_out_far(name: str) -> No
     assert all(one.reach < 10 * one.others for one in found)
 
 
-def test_one_clear_sentence() -> None:
-    outlier = Outlier(
-        value="res",
-        channel=41,
-        positions=(1, 14),
-        reach=578.1,
-        others=35.0,
-        source="fc2",
-        unit=417,
-        source_value="gelu",
-    )
-    assert describe(outlier) == (
-        "channel 41 of 'res' reaches 578 at positions 1, 14, the other channels 35: 'fc2' writes it, "
-        "from channel 417 of 'gelu'"
-    )
-
-
 def test_the_vision_transformers_outlier_comes_from_one_hidden_unit(zoo: Path) -> None:
     path = zoo / "models" / "vit_tiny" / "vit_tiny_patch16_224.onnx"
     model = load(path).model
@@ -160,3 +145,9 @@ def test_the_vision_transformers_outlier_comes_from_one_hidden_unit(zoo: Path) -
     stream = next(one for one in found if one.channel == 41 and one.unit is not None)
     assert (stream.unit, set(stream.positions)) == (417, {1, 14, 183, 196})
     assert stream.reach > 400
+    assert (stream.words, stream.source_words) == ("block 7, residual channel 41", "block 7, MLP unit 417")
+    assert (stream.tokens, stream.read) == (True, (0,))
+    assert -stream.reach <= stream.low < stream.high < -100 < -10 < -stream.ordinary
+    roles = block_roles(model)
+    assert len(stream.stretched) >= 9
+    assert all(roles[name].channel_words(41).endswith("residual channel 41") for name in stream.stretched)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from narrowgauge.analysis.records import (
     Analysis,
+    Cause,
     Distribution,
     Outlier,
     Remedy,
@@ -29,6 +30,7 @@ analyses = st.builds(
     depth=st.lists(st.builds(ValueNoise), max_size=3).map(tuple),
     remedies=st.lists(st.builds(Remedy), max_size=3).map(tuple),
     outliers=st.lists(st.builds(Outlier), max_size=2).map(tuple),
+    causes=st.lists(st.builds(Cause), max_size=2).map(tuple),
     noise=st.floats(),
     seconds=st.dictionaries(st.text(), st.floats(), max_size=3),
     notes=st.lists(st.text(), max_size=3).map(tuple),

@@ -10,6 +10,8 @@ import numpy as np
 
 from narrowgauge.analysis.records import (
     Analysis,
+    Cause,
+    CauseRemedy,
     Choice,
     Distribution,
     Outlier,
@@ -96,10 +98,39 @@ def example(layers: int = 8, *, prefix: str = "") -> Example:
         value=f"{prefix}hardtanh_1", channel=41, positions=(1, 14, 183, 196), reach=583.0, others=21.0,
         source=f"{prefix}conv_1", unit=417, source_value=f"{prefix}gelu_1",
     )  # fmt: skip
-    analysis = replace(analysis, remedies=_remedies(worst, noise), outliers=(outlier,))
+    analysis = replace(
+        analysis, remedies=_remedies(worst, noise), outliers=(outlier, _stream(prefix)), causes=(_cause(prefix),)
+    )
     return Example(
         summary=_summary(prefix), analysis=analysis, plan=_plan(encodings, layers, prefix),
         target=load_target("onnxruntime"),
+    )  # fmt: skip
+
+
+def _stream(prefix: str) -> Outlier:
+    return Outlier(
+        value=f"{prefix}hardtanh_2", channel=41, positions=(1, 14, 183, 196), reach=578.0, others=35.0,
+        source=f"{prefix}conv_2", unit=417, source_value=f"{prefix}gelu_1", low=-590.0, high=-480.0, ordinary=2.3,
+        words="block 7, residual channel 41", source_words="block 7, MLP unit 417", tokens=True,
+        stretched=(f"{prefix}hardtanh_2",),
+    )  # fmt: skip
+
+
+def _cause(prefix: str) -> Cause:
+    """A cause that names the second outlier, with remedies."""
+    return Cause(
+        sentence=f"block 7, MLP unit 417 (channel 417 of '{prefix}gelu_1') at tokens 1, 14, 183, 196 writes -480 to "
+        "-590 into residual channel 41 (ordinary values there: median 2.3)",
+        outliers=(_stream(prefix),),
+        sqnr_db=-1.3,
+        all_tried=True,
+        remedies=(
+            CauseRemedy(method="float", detail="11 values", sqnr_db=12.1, gain_db=13.4, allowed=False),
+            CauseRemedy(
+                method="cap at the source", detail=f"{prefix}linear_1 <= 16, it reached 219", sqnr_db=7.5, gain_db=8.8,
+                allowed=True, chosen=True,
+            ),
+        ),
     )  # fmt: skip
 
 

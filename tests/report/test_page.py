@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from narrowgauge.core.encoding import LogEncoding
+from narrowgauge.core.numbers import integer_type
 from narrowgauge.report.render import render
 from tests.report.browser import chromium, page_of
 from tests.report.example import Example, example
@@ -66,7 +69,7 @@ def test_the_table_begins_with_the_most_costly(page: Any, shown: Example) -> Non
 
 
 def test_a_click_sorts_and_a_second_one_turns_round(page: Any) -> None:
-    head = page.get_by_role("columnheader", name="SQNR")
+    head = page.get_by_role("columnheader", name="SQNR", exact=True)
     head.get_by_role("button").click()
     assert head.get_attribute("aria-sort") == "descending"
     assert numbers(page, "SQNR") == sorted(numbers(page, "SQNR"), reverse=True)
@@ -267,3 +270,21 @@ def test_four_hundred_tensors_are_shown(browser: Any, tmp_path: Path) -> None:
         page.get_by_role("button", name="Bits used").click()
         used = numbers(page, "Bits used")
         assert used == sorted(used, reverse=True)
+
+
+def test_levels_that_are_powers_of_two_are_marked_where_they_lie(browser: Any, tmp_path: Path) -> None:
+    shown = example(2)
+    logarithm = LogEncoding(type=integer_type("uint4"))
+    plan = replace(shown.plan, encodings={**shown.plan.encodings, "hardtanh_1": logarithm})
+    losses = [
+        replace(one, type="log2 4 bits", range=(2**-14, 1.0), levels=16) if one.name == "hardtanh_1" else one
+        for one in shown.analysis.losses
+    ]
+    path = tmp_path / "report.html"
+    analysis = replace(shown.analysis, losses=tuple(losses))
+    path.write_text(render(shown.summary, analysis, plan=plan, target=shown.target), encoding="utf-8")
+    with page_of(browser, path, address="#tensor=hardtanh_1") as page:
+        dialog = page.get_by_role("dialog")
+        expect(dialog.get_by_text("Levels are the powers of two below 1, and 0. The marks")).to_be_visible()
+        expect(dialog.locator("svg").first.locator("g[aria-label=rule] line")).to_have_count(2 + 16)
+        expect(dialog.get_by_text("log2 4 bits")).to_be_visible()

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from narrowgauge.analysis.records import Analysis, Distribution
+from narrowgauge.core.encoding import Encoding, LogEncoding, NormalizedEncoding
+from narrowgauge.core.granularity import PerTensor, PowerOfTwoFactor
+from narrowgauge.core.numbers import integer_type
 from narrowgauge.core.plan import Plan
 from narrowgauge.report.pictures import PICTURES, pictures
 from narrowgauge.report.tensors import tensors
@@ -94,3 +97,29 @@ def test_pictures_are_limited_to_the_most_costly() -> None:
     plan = Plan(target="t", encodings=dict.fromkeys(names, encoding))
     found = pictures(plan, analysis, tensors(plan, analysis))
     assert [tensor["distribution"] is None for tensor in found["tensors"]] == [False] * PICTURES + [True]
+
+
+def test_levels_that_are_no_equal_steps_are_told() -> None:
+    encodings = {
+        "fixed": LogEncoding(type=integer_type("uint3")),
+        "row": LogEncoding(type=integer_type("uint8"), octave_bits=4, threshold="square_root_of_two", normalized=True),
+        "shares": NormalizedEncoding(type=integer_type("uint8")),
+        "even": Encoding(type=integer_type("uint8"), granularity=PerTensor(), scale=0.5, zero_point=4),  # type: ignore[arg-type]
+    }
+    plan = Plan(target="t", encodings=encodings)
+    found = pictures(plan, None, tensors(plan, None))
+    assert of(found, "fixed")["places"] == [0, *(pytest.approx(2.0**-place, rel=1e-3) for place in range(6, -1, -1))]
+    assert of(found, "fixed")["unequal"] == "Levels are the powers of two below 1, and 0."
+    assert of(found, "row")["places"] is None
+    parted = "Levels are the powers of two parted into 16 below the greatest number of each row, and 0."
+    assert of(found, "row")["unequal"] == parted
+    assert of(found, "shares")["unequal"].startswith("Levels are equal steps in each row")
+    assert (of(found, "even")["places"], of(found, "even")["unequal"]) == (None, "")
+
+
+def test_channels_are_counted_by_their_shift() -> None:
+    scale, zero = np.float32([0.5, 2, 0.5, 4, 0.5]), np.zeros(5, np.int32)
+    shifted = Encoding(type=integer_type("uint8"), granularity=PowerOfTwoFactor(-1), scale=scale, zero_point=zero)
+    plan = Plan(target="t", encodings={"r": shifted})
+    facts = of(pictures(plan, None, tensors(plan, None)), "r")["facts"][0][1]
+    assert ["Channels with each shift", "0: 3, 2: 1, 3: 1"] in facts

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from narrowgauge.analysis.records import Analysis
+from narrowgauge.analysis.records import Analysis, Step
 from narrowgauge.core.plan import Plan
 from narrowgauge.report.render import render
 from narrowgauge.targets.registry import load_target, target_names
@@ -89,11 +89,29 @@ def test_what_was_measured_is_on_the_page(shown: Example) -> None:
         "mobilenet_v2.onnx", "ONNX Runtime, CPU", "84.5 %", "float 84.8 %", "97.4 %", "28.0 dB", "3.65 MB", "4.37 ms",
         "refine ranges", "SQNR 25.1 dB → 27.2 dB (+2.1 dB) · took 3.2 s", "tried, not kept", "1.2 points below float",
         "Channel 41 of 'hardtanh_1' reaches 583 at positions 1, 14, 183, 196",
+        "Block 7, MLP unit 417 (channel 417 of 'gelu_1') at tokens 1, 14, 183, 196 writes -480 to -590 into residual ",
+        "Best by measured gain: cap at the source (linear_1 <= 16, it reached 219), +8.8 dB.", "+13.4 dB",
         "2 nodes: onnxruntime is faster in float",
         "relu_0 (Relu)", "converted from opset 18 to 21", "64 samples were analysed", "analysis: sensitivity", "1.31.0",
         "Permission to use, copy, modify",
     ):  # fmt: skip
         assert expected in text, expected
+
+
+def test_an_outlier_that_a_cause_tells_of_is_not_told_twice(shown: Example) -> None:
+    text = Reader(rendered(shown)).text
+    assert "hardtanh_2' reaches 578" not in text
+    alone = Reader(rendered(shown, analysis=replace(shown.analysis, causes=()))).text
+    assert "Block 7, residual channel 41 (channel 41 of 'hardtanh_2') reaches 578 at tokens 1, 14, 183, 196" in alone
+    assert "The cause of the loss" not in alone
+
+
+def test_what_recovery_did_stands_beside_the_cause(shown: Example) -> None:
+    step = Step(name="cap-outliers", detail="outliers were cut off where they arise: 'gelu_7' from 219 to 21",
+                noise_before=0.1, noise_after=0.0123, seconds=1.0, kept=True)  # fmt: skip
+    text = Reader(rendered(shown, analysis=replace(shown.analysis, steps=(step,)))).text
+    assert "Kept: cap at the source ('gelu_7' from 219 to 21): +9.1 dB." in text
+    assert "Kept: cap" not in Reader(rendered(shown, analysis=replace(shown.analysis, steps=(step,), causes=()))).text
 
 
 @pytest.mark.parametrize(
@@ -113,7 +131,9 @@ def test_everything_may_be_missing(shown: Example, changes: dict[str, Any]) -> N
     json.loads(page.scripts[0])
 
 
-@pytest.mark.parametrize("field", ["losses", "distributions", "sensitivities", "depth", "remedies", "outliers"])
+@pytest.mark.parametrize(
+    "field", ["losses", "distributions", "sensitivities", "depth", "remedies", "outliers", "causes"]
+)
 def test_any_part_of_the_analysis_may_be_missing(shown: Example, field: str) -> None:
     analysis = replace(shown.analysis, **{field: type(getattr(shown.analysis, field))()})
     assert "Plan and target" in Reader(rendered(shown, analysis=analysis)).text

@@ -2,12 +2,13 @@ from dataclasses import replace
 
 import pytest
 
+from narrowgauge.analysis.encoding_words import scale_words
 from narrowgauge.analysis.records import Analysis, Remedy, Sensitivity, TensorLoss
-from narrowgauge.core.encoding import DynamicEncoding, Encoding
-from narrowgauge.core.granularity import PerAxis, PerBlock, PerTensor
+from narrowgauge.core.encoding import DynamicEncoding, Encoding, LogEncoding, NormalizedEncoding
+from narrowgauge.core.granularity import PerAxis, PerBlock, PerTensor, PowerOfTwoFactor
 from narrowgauge.core.numbers import integer_type
 from narrowgauge.core.plan import Plan
-from narrowgauge.report.tensors import Tensor, error_change, role, scale_words, tensors, words, worst
+from narrowgauge.report.tensors import Tensor, error_change, role, tensors, words, worst
 from tests.report.example import example
 
 LOSS = TensorLoss(
@@ -124,6 +125,13 @@ def test_roles() -> None:
     assert role(tensor_with(loss=replace(LOSS, kind="weights"))) == "weights of Conv “n”"
     assert role(tensor_with(loss=replace(LOSS, node=""))) == "input of the network"
     assert role(tensor_with(loss=None, sensitivity=None)) == "tensor of the plan"
+    assert role(replace(tensor_with(), part="block 7, MLP hidden")) == "output of Conv “n” (block 7, MLP hidden)"
+
+
+def test_what_a_tensor_is_in_a_transformer_comes_from_the_analysis() -> None:
+    analysis = Analysis(losses=(LOSS,), roles={LOSS.name: "block 7, MLP hidden"})
+    (row,) = tensors(Plan(target="tflite", encodings={}), analysis)
+    assert row.part == "block 7, MLP hidden"
 
 
 def test_blocks_in_words() -> None:
@@ -131,3 +139,31 @@ def test_blocks_in_words() -> None:
         type=integer_type("int4"), granularity=PerBlock(0, 32), scale=[[1.0]], zero_point=[[0]]  # type: ignore[arg-type]
     )  # fmt: skip
     assert scale_words(blocks) == "axis 0, blocks of 32"
+
+
+def test_words_on_logarithms_and_shares() -> None:
+    logarithm = LogEncoding(type=integer_type("uint4"), normalized=True)
+    lost = tensor_with(encoding=logarithm, sensitivity=None)
+    assert words(lost) == [
+        "Its own error is mostly clipping (90 %): 0.3 % of its elements are too small for a level and become 0."
+    ]
+    shares = tensor_with(
+        encoding=NormalizedEncoding(type=integer_type("uint8")), sensitivity=None, loss=replace(LOSS, clipping=0.0)
+    )
+    assert len(words(shares)) == 1  # that few of its levels are much used is how attention is
+    assert words(shares)[0].startswith("Its own error is mostly rounding")
+
+
+def test_types_and_shifts_of_the_plan_alone() -> None:
+    channels = Encoding(
+        type=integer_type("uint8"), granularity=PowerOfTwoFactor(-1), scale=[0.5, 4.0], zero_point=[7, 9]
+    )  # type: ignore[arg-type]
+    encodings = {
+        "p": LogEncoding(type=integer_type("uint4")), "s": NormalizedEncoding(type=integer_type("uint8")),
+        "r": channels,
+    }  # fmt: skip
+    logarithm, shares, shifted = tensors(Plan(target="t", encodings=encodings), None)
+    assert (logarithm.type, logarithm.range, logarithm.scales) == ("log2 4 bits", (2**-14, 1), (2**-14, 0.5))
+    assert (shares.type, shares.range, shares.scales) == ("shares 8 bits", (0, 1), (0, pytest.approx(1 / 255)))
+    assert (shifted.type, shifted.shifts, shifted.scales) == ("uint8", "shifts 0 to 3", (0.5, 4))
+    assert logarithm.shifts == shares.shifts == ""

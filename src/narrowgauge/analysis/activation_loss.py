@@ -16,7 +16,9 @@ import onnx_ir as ir
 import onnxruntime
 
 from narrowgauge.analysis.loss_sums import LossSums, element_sums, no_sums
-from narrowgauge.analysis.roundings import Rounding, roundings
+from narrowgauge.analysis.probability_loss import probability_sums
+from narrowgauge.analysis.roundings import RoundedEncoding, Rounding, roundings
+from narrowgauge.core.encoding import Encoding
 from narrowgauge.core.plan import Plan
 from narrowgauge.errors import DataError
 from narrowgauge.graph.engine import available_cores, open_session, run_session
@@ -141,8 +143,14 @@ def _batch_sums(rounds: Sequence[_Round], batch: Batch) -> dict[str, LossSums]:
             clipper = clips_only(one.value)
             if clipper is not None:
                 rows = np.clip(rows, *np.array(clip_bounds(clipper), dtype=np.float32))
-            sums[one.name] = element_sums(rows, one.encoding)
+            sums[one.name] = _sums(rows, one.encoding)
     return sums
+
+
+def _sums(rows: npt.NDArray[Any], encoding: RoundedEncoding) -> LossSums:
+    if isinstance(encoding, Encoding):
+        return element_sums(rows, encoding)
+    return probability_sums(rows, encoding) if rows.size else no_sums(encoding.type.levels)
 
 
 def _run(round_: _Round, batch: Batch) -> dict[str, npt.NDArray[Any]]:

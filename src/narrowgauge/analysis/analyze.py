@@ -15,12 +15,13 @@ from narrowgauge.analysis.depth import cumulative_noise
 from narrowgauge.analysis.distribution import distributions
 from narrowgauge.analysis.loss import measured_loss
 from narrowgauge.analysis.outliers import find_outliers
-from narrowgauge.analysis.records import Analysis
+from narrowgauge.analysis.records import Analysis, TensorLoss
 from narrowgauge.analysis.remedies import remedies as try_remedies
 from narrowgauge.analysis.sensitivity import FIRST_SAMPLES, MOST_EXACT, quantized_tensors, sweep
 from narrowgauge.calibration.statistics import Statistics
 from narrowgauge.core.plan import Plan
 from narrowgauge.data.batches import Batch
+from narrowgauge.graph.block_roles import block_roles
 from narrowgauge.graph.roles import is_constant, is_float
 from narrowgauge.targets.schema import Target
 
@@ -93,7 +94,7 @@ def analyze(  # noqa: PLR0913 - both networks, plan, statistics, samples and tar
         losses = measured_loss(
             network, plan, batches, reference=reference, threads=threads, progress=parts.progress.advance
         )
-        found = replace(found, losses=losses)
+        found = replace(found, losses=losses, roles=_roles(network, losses))
     if statistics is not None:
         with parts.timed("distributions", None):
             names = [loss.name for loss in losses]
@@ -111,6 +112,14 @@ def analyze(  # noqa: PLR0913 - both networks, plan, statistics, samples and tar
     else:
         found = replace(found, notes=("no output holds floating-point numbers: what a tensor costs there is unknown",))
     return replace(found, seconds=parts.seconds)
+
+
+def _roles(network: ir.Model, losses: Sequence[TensorLoss]) -> dict[str, str]:
+    """What quantized tensors are where the network is a transformer, weights by what their layer writes."""
+    found = block_roles(network)
+    written = {str(node.name): str(node.outputs[0].name) for node in network.graph}
+    values = {loss.name: loss.name if loss.kind == "activation" else written.get(loss.node, "") for loss in losses}
+    return {name: found[value].words for name, value in values.items() if value in found}
 
 
 def _at_the_output(

@@ -14,7 +14,9 @@ import onnx_ir as ir
 
 from narrowgauge.analysis.chain import Case, Chain, Part, Streams, first_cases
 from narrowgauge.analysis.energies import energy, error_energy
+from narrowgauge.analysis.probability_loss import round_probabilities
 from narrowgauge.analysis.records import ValueNoise
+from narrowgauge.analysis.roundings import RoundedEncoding
 from narrowgauge.core.arithmetic import round_trip
 from narrowgauge.core.encoding import Encoding
 from narrowgauge.graph.edits import is_operator
@@ -96,7 +98,7 @@ class _Comparison:
     streams: Streams
     wanted: Sequence[str]
     parts: list[tuple[Part, Part]] = field(init=False)
-    rounds: dict[str, Encoding] = field(init=False)
+    rounds: dict[str, RoundedEncoding] = field(init=False)
 
     def __post_init__(self) -> None:
         chains = (self.streams.reference, self.streams.quantized)
@@ -123,15 +125,21 @@ class _Comparison:
 
     def energies(self, name: str, reference: Array, other: Array) -> tuple[float, float]:
         if name in self.rounds:
-            other = round_trip(other, self.rounds[name]).astype(other.dtype)
+            other = _rounded(other, self.rounds[name]).astype(other.dtype)
         if reference.shape != other.shape:
             return 0.0, math.inf
         return energy(reference), error_energy(reference, other)
 
 
-def _rounded_by_readers(chain: Chain, wanted: Sequence[str]) -> dict[str, Encoding]:
+def _rounded(values: Array, encoding: RoundedEncoding) -> Array:
+    if isinstance(encoding, Encoding):
+        return round_trip(values, encoding)
+    return round_probabilities(values, encoding)[1]
+
+
+def _rounded_by_readers(chain: Chain, wanted: Sequence[str]) -> dict[str, RoundedEncoding]:
     """Values that a float node writes and each integer reader rounds."""
     float_nodes = {entry.name for entry in chain.plan.float_nodes}
     written = {str(value.name) for node in chain.nodes if node.name not in float_nodes for value in node.outputs}
     encodings = {name: chain.plan.encodings.get(name) for name in wanted if name not in written}
-    return {name: encoding for name, encoding in encodings.items() if isinstance(encoding, Encoding)}
+    return {name: encoding for name, encoding in encodings.items() if isinstance(encoding, RoundedEncoding)}

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from narrowgauge.analysis.encoding_words import steps
 from narrowgauge.analysis.records import Distribution
-from narrowgauge.analysis.roundings import Rounding, roundings
+from narrowgauge.analysis.roundings import RoundedEncoding, Rounding, roundings
 from narrowgauge.calibration.density import counts_between, density
 from narrowgauge.calibration.statistics import Statistics, TensorStatistics
 from narrowgauge.core.arithmetic import spread
@@ -91,11 +92,11 @@ def _of_activation(one: Rounding, tensor: TensorStatistics) -> Distribution | No
     return _distribution(one.name, edges, counts, _observed_channels(one, tensor))
 
 
-def _edges(low: float, high: float, encoding: Encoding) -> Array:
+def _edges(low: float, high: float, encoding: RoundedEncoding) -> Array:
     """Edges of equally wide bins over the numbers seen, one bin of a step where they are all the same."""
     if low < high:
         return np.linspace(low, high, _BINS + 1)
-    half = max(float(encoding.scale.max()) / 2, float(np.spacing(abs(low))))
+    half = max(steps(encoding, None)[1] / 2, float(np.spacing(abs(low))))
     return np.array([low - half, low + half])
 
 
@@ -126,7 +127,8 @@ def _with_channels(drawn: Distribution, channels: _Channels) -> Distribution:
 
 def _constant_channels(one: Rounding, array: npt.NDArray[np.float32]) -> _Channels | None:
     """Channels of weights: along the axis of the scales, else along the reader's output channels."""
-    axis = _channel_axis(one, array.ndim)
+    assert isinstance(one.encoding, Encoding)  # constants have no other
+    axis = _channel_axis(one, one.encoding, array.ndim)
     if axis is None or array.ndim < 2:
         return None
     others = tuple(number for number in range(array.ndim) if number != axis)
@@ -143,9 +145,9 @@ def _constant_channels(one: Rounding, array: npt.NDArray[np.float32]) -> _Channe
     )
 
 
-def _channel_axis(one: Rounding, rank: int) -> int | None:
-    if isinstance(one.encoding.granularity, PerAxis):
-        return normalized_axis(one.encoding.granularity.axis, rank)
+def _channel_axis(one: Rounding, encoding: Encoding, rank: int) -> int | None:
+    if isinstance(encoding.granularity, PerAxis):
+        return normalized_axis(encoding.granularity.axis, rank)
     assert one.node is not None
     numbers = [number for number in weight_inputs(one.node) if one.node.inputs[number] is one.value]
     return output_axis(one.node, numbers[0]) if numbers else None
@@ -154,7 +156,7 @@ def _channel_axis(one: Rounding, rank: int) -> int | None:
 def _observed_channels(one: Rounding, tensor: TensorStatistics) -> _Channels | None:
     """Channels that calibration saw, if they are those of this value and not of one that it is a moved copy of."""
     channels, encoding, sizes = tensor.channels, one.encoding, dimensions(one.value)
-    if channels is None or sizes is None or channels.axis >= len(sizes):
+    if channels is None or sizes is None or channels.axis >= len(sizes) or not isinstance(encoding, Encoding):
         return None
     length = channels.minimum.size
     if sizes[channels.axis] not in (None, length):

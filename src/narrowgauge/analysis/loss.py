@@ -11,12 +11,13 @@ import numpy as np
 import onnx_ir as ir
 
 from narrowgauge.analysis.activation_loss import activation_sums
+from narrowgauge.analysis.encoding_words import representable, scale_words, steps, type_words
 from narrowgauge.analysis.histogram_loss import histogram_sums
 from narrowgauge.analysis.loss_sums import FloatArray, LossSums, element_sums, entropy_bits
 from narrowgauge.analysis.records import TensorLoss
 from narrowgauge.analysis.roundings import Rounding, roundings
 from narrowgauge.calibration.statistics import Statistics
-from narrowgauge.core.granularity import granularity_words
+from narrowgauge.core.encoding import Encoding
 from narrowgauge.core.plan import Plan
 from narrowgauge.graph.feeds import Batch
 from narrowgauge.graph.shapes import dimensions
@@ -28,8 +29,8 @@ def loss_from_statistics(
     """Split the loss of every tensor that a plan rounds: activations by their histograms, weights exactly.
 
     How near a histogram comes is said in `histogram_sums`. Left out are activations whose statistics hold no histogram
-    (those that recovery rescaled) and tensors without elements. What the Relu or Clip that alone reads a value cuts off
-    is no loss.
+    (those that recovery rescaled), what is rounded to logarithms or shares (a histogram does not tell rows apart), and
+    tensors without elements. What the Relu or Clip that alone reads a value cuts off is no loss.
 
     Args:
         model: the float network that the plan describes.
@@ -50,7 +51,7 @@ def loss_from_statistics(
     for one in found:
         if one.kind == "weights":
             sums[one.name] = _weight_sums(one, reference)
-        else:
+        elif isinstance(one.encoding, Encoding):
             sums[one.name] = histogram_sums(statistics.of(one.name), one.encoding)
     return _losses(found, sums, measured=False)
 
@@ -92,25 +93,25 @@ def _losses(found: Sequence[Rounding], sums: Mapping[str, LossSums], *, measured
     return tuple(
         _loss(one, sums[one.name], measured=measured or one.kind == "weights")
         for one in found
-        if sums[one.name].elements
+        if one.name in sums and sums[one.name].elements
     )
 
 
 def _loss(one: Rounding, sums: LossSums, *, measured: bool) -> TensorLoss:
     kind = one.encoding.type
-    entropy = entropy_bits(sums.levels)
+    entropy, sizes = entropy_bits(sums.levels), dimensions(one.value)
     return TensorLoss(
         name=one.name,
         kind=one.kind,
         node=str(one.node.name) if one.node is not None else "",
         operator=one.node.op_type if one.node is not None else "",
         depth=one.depth,
-        type=kind.name,
-        granularity=granularity_words(one.encoding.granularity),
+        type=type_words(one.encoding),
+        granularity=scale_words(one.encoding),
         shape=_shape(one.value),
-        range=(float(one.encoding.minimum.min()), float(one.encoding.maximum.max())),
+        range=representable(one.encoding),
         seen=(sums.minimum, sums.maximum),
-        scales=(float(one.encoding.scale.min()), float(one.encoding.scale.max())),
+        scales=steps(one.encoding, sizes[-1] if sizes else None),
         signal=sums.signal / sums.elements,
         rounding=sums.rounding / sums.elements,
         clipping=sums.clipping / sums.elements,
@@ -131,6 +132,7 @@ def _shape(value: ir.Value) -> str:
 
 
 def _weight_sums(one: Rounding, reference: ir.Model | None) -> LossSums:
+    assert isinstance(one.encoding, Encoding)  # constants have no other
     own = _constant(one.value)
     value = reference.graph.initializers.get(one.name) if reference is not None else None
     wanted = _constant(value) if value is not None and value.const_value is not None else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,15 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from narrowgauge.analysis.outlier_positions import Spot, look_at
 from narrowgauge.analysis.records import Outlier
 from narrowgauge.calibration.statistics import Statistics, TensorStatistics
+from narrowgauge.graph.block_roles import Role, block_roles
 from narrowgauge.graph.constants import constant_array
 from narrowgauge.graph.edits import is_operator
-from narrowgauge.graph.engine import open_session, run_session
 from narrowgauge.graph.feeds import Batch
-from narrowgauge.graph.pieces import piece
 from narrowgauge.graph.roles import activation_inputs, weight_inputs
 from narrowgauge.graph.shapes import dimensions
+from narrowgauge.recovery.read_positions import ReadPositions, read_positions
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
@@ -40,10 +40,6 @@ _STANDS_OUT = 2.0
 # One unit makes an outlier where its share is half of it, and twice what any other unit can bring.
 _SHARE = 0.5
 _ALONE = 2.0
-
-# Positions are named where at least half of the samples have the outlier there, unless those are more than so many.
-_USUAL = 0.5
-_MOST_POSITIONS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +70,8 @@ def find_outliers(
     Args:
         model: the float network, shapes inferred.
         statistics: of this network.
-        batches: a few samples, to see on which positions (tokens, pixels) the outliers fall; none leaves that open.
+        batches: a few samples, to see on which positions (tokens, pixels) the outliers fall and how large they are
+            there; none leaves that open.
         threads: of the engine.
 
     Returns:
@@ -84,6 +81,7 @@ def find_outliers(
         RuntimeFailure: if the engine cannot run the network on the samples.
     """
     found: dict[_Key, tuple[Outlier, Place]] = {}
+    stretched: dict[_Key, dict[str, None]] = {}
     values = {str(value.name): value for value in model.graph.inputs}
     values |= {str(value.name): value for node in model.graph for value in node.outputs}
     for name, tensor in statistics.tensors.items():
@@ -92,32 +90,52 @@ def find_outliers(
             here = Place(values[name], tensor.channels.axis, channel)
             outlier = _named(statistics, here, reach, others)
             key = (outlier.source or outlier.value, origin(statistics, here).channel)
+            stretched.setdefault(key, {})[name] = None
             if key not in found or _stretch(found[key][0]) < _stretch(outlier):
                 found[key] = outlier, here
-    places = {key: place for key, (_, place) in found.items()}
-    positions = _positions(
-        model, {key: (places[key], outlier) for key, (outlier, _) in found.items()}, batches, threads
-    )
-    named = [replace(outlier, positions=positions.get(key, ())) for key, (outlier, _) in found.items()]
-    return tuple(sorted(named, key=_stretch, reverse=True))
+    spots = {
+        key: Spot(
+            value=outlier.value, axis=place.axis, channel=place.channel,
+            threshold=math.sqrt(outlier.reach * outlier.others),
+        )
+        for key, (outlier, place) in found.items()
+    }  # fmt: skip
+    seen = look_at(model, spots, batches, threads=threads)
+    named = _Names(roles=block_roles(model), read=read_positions(model) if found else {})
+    order = {name: number for number, name in enumerate(values)}
+    return tuple(
+        sorted(
+            (
+                replace(
+                    named.named(outlier, place), positions=seen[key].positions, low=seen[key].low, high=seen[key].high,
+                    ordinary=seen[key].ordinary, stretched=tuple(sorted(stretched[key], key=order.__getitem__)),
+                )
+                for key, (outlier, place) in found.items()
+            ),
+            key=_stretch, reverse=True,
+        )
+    )  # fmt: skip
 
 
-def describe(outlier: Outlier) -> str:
-    """Say it in one sentence."""
-    where = ""
-    if outlier.positions:
-        numbers = ", ".join(map(str, outlier.positions))
-        where = f" at position{'s' if len(outlier.positions) > 1 else ''} {numbers}"
-    sentence = (
-        f"channel {outlier.channel} of {outlier.value!r} reaches {outlier.reach:.3g}{where}, the other channels "
-        f"{outlier.others:.3g}"
-    )
-    if not outlier.source:
-        return f"{sentence}: the samples bring it"
-    sentence = f"{sentence}: {outlier.source!r} writes it"
-    if outlier.unit is None:
-        return sentence
-    return f"{sentence}, from channel {outlier.unit} of {outlier.source_value!r}"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Names:
+    """What is known of a network's structure."""
+
+    roles: Mapping[str, Role]
+    read: Mapping[str, ReadPositions]
+
+    def named(self, outlier: Outlier, place: Place) -> Outlier:
+        """Say what an outlier's channel and unit are, where a block of a transformer holds them."""
+        role, source = self.roles.get(outlier.value), self.roles.get(outlier.source_value)
+        tokens = role is not None and _rank(place.value) == 3 and place.axis == 2
+        read = self.read.get(outlier.value)
+        return replace(
+            outlier,
+            words=role.channel_words(outlier.channel) if role is not None else "",
+            source_words=source.channel_words(outlier.unit) if source is not None and outlier.unit is not None else "",
+            tokens=tokens,
+            read=read.positions if read is not None and tokens and read.axis == 1 else (),
+        )
 
 
 def stretching(tensor: TensorStatistics) -> list[tuple[int, float, float]]:
@@ -415,44 +433,3 @@ def _column(layer: ir.Node, weights: Array, channel: int, inputs: int) -> Float 
         group, place = divmod(channel, kernel.shape[1])
         column[group * size : (group + 1) * size] = kernel[group * size : (group + 1) * size, place]
     return column
-
-
-# --- positions ------------------------------------------------------------------------------------------------
-
-
-def _positions(
-    model: ir.Model, places: Mapping[_Key, tuple[Place, Outlier]], batches: Iterable[Batch], threads: int | None
-) -> dict[_Key, tuple[int, ...]]:
-    """Positions that the outliers fall on in most samples, none where samples differ in size."""
-    names = list(dict.fromkeys(str(place.value.name) for place, _ in places.values() if place.value.producer()))
-    hits: dict[_Key, Counter[int]] = {key: Counter() for key in places}
-    sizes: dict[_Key, set[int]] = {key: set() for key in places}
-    samples = 0
-    session = None
-    for batch in batches if names else ():
-        if session is None:
-            session = open_session(piece(model, list(model.graph), names), threads=threads)
-        wanted = {entry.name for entry in session.get_inputs()}
-        feed = {name: array for name, array in batch.feed.items() if name in wanted}
-        values = run_session(session, names, feed)
-        samples += batch.count
-        for key, (place, outlier) in places.items():
-            rows = _rows(values.get(str(place.value.name)), place, batch.count)
-            if rows is not None:
-                sizes[key].add(rows.shape[1])
-                large = rows > math.sqrt(outlier.reach * outlier.others)
-                hits[key].update(int(position) for position in np.nonzero(large)[1])
-    return {key: _usual(hits[key], samples) for key in places if len(sizes[key]) == 1}
-
-
-def _rows(array: Array | None, place: Place, count: int) -> Array | None:
-    """Magnitudes of one channel as [samples, positions]; None where there is but one position."""
-    if array is None or array.ndim < 3 or place.axis == 0 or array.shape[0] < count:
-        return None
-    rows: Array = np.abs(np.take(array[:count], place.channel, axis=place.axis)).reshape(count, -1)
-    return rows
-
-
-def _usual(hits: Counter[int], samples: int) -> tuple[int, ...]:
-    usual = sorted((-count, position) for position, count in hits.items() if count >= _USUAL * samples)
-    return tuple(position for _, position in usual) if len(usual) <= _MOST_POSITIONS else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,16 +22,18 @@ class TensorLoss:
         node: name of the node that writes the activation ("" for an input of the network) or reads the weights.
         operator: that node's operator.
         depth: place of that node in the network's order, from 0.
-        type: name of the number type.
+        type: name of the number type; "log2 4 bits", "shares 8 bits" where levels are no equal steps.
         granularity: what one scale covers, for a person: "tensor", "axis 0", ...
         shape: of the tensor as far as it is known, e.g. "1x24x56x56".
-        range: smallest and largest representable number, real units (of all channels).
+        range: smallest and largest representable number, real units (of all channels); of logarithms the smallest
+            above 0.
         seen: smallest and largest number of the tensor, real units.
-        scales: smallest and largest scale factor (one step in real units).
+        scales: smallest and largest scale factor (one step in real units); of logarithms and shares the smallest and
+            the largest distance that neighbouring levels can have.
         signal: mean of x^2.
         rounding: mean of DX_r^2.
         clipping: mean of DX_c^2.
-        clipped_share: share of the elements beyond the range, 0 to 1.
+        clipped_share: share of the elements beyond the range, 0 to 1; of logarithms those that become 0.
         levels: how many levels the type has.
         levels_used: how many of them occur.
         entropy_bits: entropy of the levels, bits; of the levels of all channels counted together.
@@ -173,6 +176,14 @@ class Outlier:
         source: node that writes them.
         unit: channel of the source's own input (a hidden unit) that they come from, None if not one alone.
         source_value: the value of that unit, "" if unknown.
+        low: 10th percentile of the numbers there, of the samples that were looked at; NaN where none were.
+        high: 90th percentile, likewise.
+        ordinary: median magnitude of the same channel elsewhere, likewise.
+        words: what the channel is, "block 7, residual channel 41"; "" where no block of a transformer holds it.
+        source_words: what the unit is, "block 7, MLP unit 417"; likewise.
+        tokens: whether the positions are tokens of a sequence.
+        read: positions that the network's end reads alone, the class token as a rule; empty where it reads all.
+        stretched: all values that these elements stretch, in the network's order.
     """
 
     value: str
@@ -183,6 +194,83 @@ class Outlier:
     source: str
     unit: int | None
     source_value: str
+    low: float = math.nan
+    high: float = math.nan
+    ordinary: float = math.nan
+    words: str = ""
+    source_words: str = ""
+    tokens: bool = False
+    read: tuple[int, ...] = ()
+    stretched: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CauseRemedy:
+    """What one remedy against a cause does, measured at the output before any recovery.
+
+    Attributes:
+        method: "cap at the source", "migration", "rotation", "scale and zero point per channel", "16 bits" or
+            "float".
+        detail: what it did, for a person; "" if there is nothing to add.
+        sqnr_db: at the output with it, decibels.
+        gain_db: more than without it; negative where it hurts.
+        allowed: whether the target can do it.
+        chosen: whether it is the one to take: of those that are allowed the one of the largest gain, of equal ones the
+            cheapest; leaving values float only where nothing else helps.
+    """
+
+    method: str
+    detail: str
+    sqnr_db: float
+    gain_db: float
+    allowed: bool
+    chosen: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cause:
+    """Outliers that cost the output measurably, followed to the unit that makes them.
+
+    Attributes:
+        sentence: what it is, where it is, how large, and what that does to a range, for a person.
+        outliers: those that come of it, the one that stretches most first.
+        sqnr_db: at the output before any recovery, decibels.
+        remedies: tried, the largest gain first; where not all were, leaving the values float and what the plan has.
+        all_tried: whether all were, and the best was chosen.
+    """
+
+    sentence: str
+    outliers: tuple[Outlier, ...]
+    sqnr_db: float
+    remedies: tuple[CauseRemedy, ...]
+    all_tried: bool = False
+
+    @property
+    def chosen(self) -> CauseRemedy | None:
+        """The remedy to take, None where none helps or not all were tried."""
+        return next((one for one in self.remedies if one.chosen), None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionHead:
+    """How far quantization moves what one head of an attention looks at, on one sample.
+
+    Attributes:
+        node: the Softmax that writes its weights.
+        value: what that writes.
+        depth: the node's place in the network's order.
+        block: number of the attention in the network's order, from 0.
+        head: number of the head, from 0.
+        moved: total variation distance of the weights in both networks, half of the sum of the magnitudes of their
+            differences, the mean over all queries: the share of its weight that lies elsewhere, 0 to 1.
+    """
+
+    node: str
+    value: str
+    depth: int
+    block: int
+    head: int
+    moved: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,11 +321,14 @@ class Analysis:
 
     Attributes:
         losses: of every quantized tensor, in the network's order.
+        roles: what tensors of a transformer are, by name: "block 7, MLP hidden"; of weights what their layer writes.
         distributions: by tensor name, for pictures.
         sensitivities: of every quantized tensor and layer; see `ranking`.
         depth: cumulative error along the network.
         remedies: tried for the worst tensors.
-        outliers: found.
+        outliers: found in the network as it is quantized.
+        causes: outliers of the network as it came that cost it accuracy, with what helps against them.
+        attention: how far each head's attention moves, in the network's order.
         steps: what recovery tried before, in its order.
         front: what mixed precision could choose from, the cheapest first.
         noise: output noise of the whole quantized network (see `Sensitivity`).
@@ -247,11 +338,14 @@ class Analysis:
     """
 
     losses: tuple[TensorLoss, ...] = ()
+    roles: dict[str, str] = field(default_factory=dict)
     distributions: dict[str, Distribution] = field(default_factory=dict)
     sensitivities: tuple[Sensitivity, ...] = ()
     depth: tuple[ValueNoise, ...] = ()
     remedies: tuple[Remedy, ...] = ()
     outliers: tuple[Outlier, ...] = ()
+    causes: tuple[Cause, ...] = ()
+    attention: tuple[AttentionHead, ...] = ()
     steps: tuple[Step, ...] = ()
     front: tuple[Choice, ...] = ()
     noise: float = 0.0

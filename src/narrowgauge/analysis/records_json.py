@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from narrowgauge.analysis.attention_pictures import AttentionPictures
 from narrowgauge.analysis.records import Analysis
 from narrowgauge.errors import ReportError
 
@@ -27,7 +28,16 @@ _PLAIN = {str: "a text", bool: "true or false", int: "an integer"}
 
 def analysis_to_json(analysis: Analysis) -> str:
     """Write an analysis as JSON text, one line per record; every number survives exactly."""
-    parts = {"version": VERSION} | {field.name: getattr(analysis, field.name) for field in dataclasses.fields(Analysis)}
+    return _to_json(analysis)
+
+
+def pictures_to_json(pictures: AttentionPictures) -> str:
+    """Write pictures of attention as JSON text, one line per picture."""
+    return _to_json(pictures)
+
+
+def _to_json(record: Analysis | AttentionPictures) -> str:
+    parts = {"version": VERSION} | {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     return "{\n" + ",\n".join(f"  {json.dumps(name)}: {_lines(part)}" for name, part in parts.items()) + "\n}\n"
 
 
@@ -42,6 +52,15 @@ def analysis_from_json(text: str, *, source: str = "analysis") -> Analysis:
         ReportError: if it is not JSON, of another version, or a key or a value is not what it should be; the
             message names it.
     """
+    return typing.cast(Analysis, _from_json(text, Analysis, source, "an analysis"))
+
+
+def pictures_from_json(text: str, *, source: str = "attention") -> AttentionPictures:
+    """Read pictures of attention, the inverse of `pictures_to_json`; arguments and errors as `analysis_from_json`."""
+    return typing.cast(AttentionPictures, _from_json(text, AttentionPictures, source, "pictures of attention"))
+
+
+def _from_json(text: str, kind: type, source: str, what: str) -> Any:
     try:
         record = json.loads(text)
         if not isinstance(record, dict):
@@ -49,9 +68,9 @@ def analysis_from_json(text: str, *, source: str = "analysis") -> Analysis:
         version = record.pop("version", None)
         if version != VERSION or isinstance(version, bool):
             raise ReportError(f"expected version {VERSION}, got {_short(version)}")
-        return typing.cast(Analysis, _read(record, Analysis, "the file"))
+        return _read(record, kind, "the file")
     except (ReportError, ValueError, RecursionError) as error:
-        raise ReportError(f"{source}: expected an analysis in JSON: {error}; analyze the network again") from None
+        raise ReportError(f"{source}: expected {what} in JSON: {error}; analyze the network again") from None
 
 
 def _lines(part: Any) -> str:

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from narrowgauge.analysis.records import Kind
-from narrowgauge.core.encoding import Encoding
+from narrowgauge.core.encoding import Encoding, LogEncoding, NormalizedEncoding, same_encoding
 from narrowgauge.core.granularity import PerTensor
 from narrowgauge.core.plan import Plan
 from narrowgauge.graph.edits import is_operator
 from narrowgauge.graph.roles import LAYOUT_OPERATORS, activation_inputs, is_constant, weight_inputs
+
+RoundedEncoding = Encoding | LogEncoding | NormalizedEncoding
+"""What is known of a value's levels before it is there."""
 
 # Types of more bits lose less than float32 does, and their levels are too many to count.
 _MOST_BITS = 16
@@ -41,7 +44,7 @@ class Rounding:
     kind: Kind
     node: ir.Node | None
     depth: int
-    encoding: Encoding
+    encoding: RoundedEncoding
 
     @property
     def name(self) -> str:
@@ -68,9 +71,9 @@ def roundings(model: ir.Model, plan: Plan) -> tuple[Rounding, ...]:
     return tuple(sorted(found, key=lambda one: (one.node is not None, one.depth, one.kind == "activation")))
 
 
-def _encoding(value: ir.Value | None, plan: Plan) -> Encoding | None:
+def _encoding(value: ir.Value | None, plan: Plan) -> RoundedEncoding | None:
     encoding = plan.encodings.get(str(value.name)) if value is not None else None
-    return encoding if isinstance(encoding, Encoding) and encoding.type.bits <= _MOST_BITS else None
+    return encoding if isinstance(encoding, RoundedEncoding) and encoding.type.bits <= _MOST_BITS else None
 
 
 def _activations(
@@ -89,7 +92,7 @@ def _constants(graph: ir.Graph, plan: Plan, places: dict[ir.Node, int], integer:
     for value in graph.initializers.values():
         encoding = _encoding(value, plan)
         readers = sorted((use.node for use in value.uses() if use.node in integer), key=places.__getitem__)
-        if encoding is not None and readers and is_constant(value):
+        if isinstance(encoding, Encoding) and readers and is_constant(value):
             node = readers[0]
             yield Rounding(value=value, kind="weights", node=node, depth=places[node], encoding=encoding)
 
@@ -100,13 +103,15 @@ def _takes_effect(value: ir.Value, integer: set[ir.Node]) -> bool:
     return any(use.node in integer for use in value.uses())
 
 
-def _is_handed_on(value: ir.Value, encoding: Encoding, plan: Plan, integer: set[ir.Node]) -> bool:
+def _is_handed_on(value: ir.Value, encoding: RoundedEncoding, plan: Plan, integer: set[ir.Node]) -> bool:
     """Whether a value's writer only moves or selects levels that it reads."""
     node = value.producer()
-    if node is None or not is_operator(node, *_SELECTING_OPERATORS) or not isinstance(encoding.granularity, PerTensor):
+    if node is None or not is_operator(node, *_SELECTING_OPERATORS):
+        return False
+    if not isinstance(encoding, Encoding) or not isinstance(encoding.granularity, PerTensor):
         return False
     read: list[ir.Value | None] = [source for _, source in activation_inputs(node)]
     read = read or [node.inputs[number] for number in weight_inputs(node)]  # the table that a Gather takes rows from
     arrives_rounded = node in integer or all(source is not None and source.producer() in integer for source in read)
     encodings = [_encoding(source, plan) for source in read]
-    return bool(read) and arrives_rounded and all(one is not None and one.same_as(encoding) for one in encodings)
+    return bool(read) and arrives_rounded and all(one is not None and same_encoding(one, encoding) for one in encodings)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from rich.console import RenderableType
 from rich.text import Text
 
-from narrowgauge.analysis.outliers import describe
-from narrowgauge.analysis.records import Analysis, Remedy, TensorLoss
+from narrowgauge.analysis.attention_maps import describe_attention
+from narrowgauge.analysis.cause_words import choice, other_outliers, outcomes
+from narrowgauge.analysis.outlier_words import describe
+from narrowgauge.analysis.records import Analysis, Cause, Remedy, TensorLoss
 from narrowgauge.cli.outcome import counted, plain_table
 
 # What fits on a screen; the report has all.
@@ -23,7 +26,7 @@ def findings(analysis: Analysis) -> list[RenderableType]:
     table = plain_table("tensor", "adds", "if float", "clipping", "remedy", right=(1, 2, 3))
     for one in ranking[:_SHOWN]:
         table.add_row(
-            Text(one.name), _share(one.alone, analysis.noise), _share(one.gain, analysis.noise),
+            Text(_named(one.name, analysis.roles)), _share(one.alone, analysis.noise), _share(one.gain, analysis.noise),
             _clipping(losses.get(one.name)), Text(_remedy(analysis.remedies, one.name)),
         )  # fmt: skip
     said = f"Output SQNR {_sqnr(analysis.noise)} on {counted(analysis.samples, 'sample')}. "
@@ -34,7 +37,32 @@ def findings(analysis: Analysis) -> list[RenderableType]:
         "best that was tried besides float, and what it takes away"
     )
     parts: list[RenderableType] = [Text(said), table, Text(meaning, style="dim")]
-    return [*parts, *(Text(f"Outlier: {describe(outlier)}.") for outlier in analysis.outliers[:_SHOWN_OUTLIERS])]
+    if analysis.attention:
+        parts.append(Text(f"On one sample, {describe_attention(analysis.attention)}."))
+    parts += [part for cause in analysis.causes for part in _cause(cause)]
+    if analysis.causes:
+        parts += [Text(f"Recovery {said}.") for said in outcomes(analysis.steps)]
+    return [*parts, *(Text(f"Outlier: {describe(outlier)}.") for outlier in other_outliers(analysis)[:_SHOWN_OUTLIERS])]
+
+
+def _cause(cause: Cause) -> list[RenderableType]:
+    """Say what makes outliers that cost accuracy, and what each remedy wins, tried by itself before any recovery."""
+    table = plain_table("remedy", "SQNR after", "gain", "allowed on this target", "", right=(1, 2))
+    for one in cause.remedies:
+        marked = f"{one.method} (chosen)" if one.chosen else one.method
+        gain = f"{one.gain_db:+.1f} dB" if math.isfinite(one.gain_db) else "-"
+        table.add_row(marked, f"{one.sqnr_db:.1f} dB", gain, "yes" if one.allowed else "no", Text(one.detail, "dim"))
+    chosen = choice(cause)
+    state = "before any recovery and with one scale for each value that this stretches; with each remedy by itself:"
+    return [
+        Text(f"Cause: {cause.sentence}. Output SQNR {cause.sqnr_db:.1f} dB {state}"),
+        table,
+        *([Text(f"{chosen[:1].upper()}{chosen[1:]}.")] if chosen else []),
+    ]
+
+
+def _named(name: str, roles: Mapping[str, str]) -> str:
+    return f"{name} ({roles[name]})" if name in roles else name
 
 
 def _clipping(loss: TensorLoss | None) -> str:

@@ -28,6 +28,7 @@ FILES = {
     "statistics.npz": "what calibration saw: for --statistics",
     "report.html": "where the accuracy went: open it in a browser",
     "analysis.json": "the same, for scripts",
+    "attention.json": "pictures of attention: for the report",
     "summary.json": "these figures, for scripts",
     "notes.txt": "what the import changed, and what it left alone",
 }

@@ -21,7 +21,7 @@ def report(
 ) -> None:
     """Write the report of a folder anew.
 
-    From summary.json, plan.json and analysis.json, after one of them was edited or with a newer version.
+    From summary.json, plan.json, analysis.json and attention.json: after one was edited, or with a newer version.
 
     Example: narrowgauge report build/
     """

@@ -7,8 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from narrowgauge.analysis.attention_pictures import AttentionPictures
 from narrowgauge.analysis.records import Analysis
-from narrowgauge.analysis.records_json import analysis_from_json, analysis_to_json
+from narrowgauge.analysis.records_json import (
+    analysis_from_json,
+    analysis_to_json,
+    pictures_from_json,
+    pictures_to_json,
+)
 from narrowgauge.core.plan import Plan, load_plan
 from narrowgauge.errors import NarrowgaugeError, OutputError, ReportError
 from narrowgauge.exporters.folder import SUMMARY, describe_file, write_summary
@@ -18,12 +24,14 @@ from narrowgauge.targets.registry import load_target
 from narrowgauge.targets.schema import Target
 
 ANALYSIS = "analysis.json"
+ATTENTION = "attention.json"
 
 
 def write_report(
-    folder: Path, summary: Mapping[str, Any], analysis: Analysis | None, *, plan: Plan, target: Target
-) -> None:
-    """Write `report.html`, and `analysis.json` where there is an analysis.
+    folder: Path, summary: Mapping[str, Any], analysis: Analysis | None, *, plan: Plan, target: Target,
+    attention: AttentionPictures | None = None,
+) -> None:  # fmt: skip
+    """Write `report.html`, `analysis.json` where there is an analysis, `attention.json` where there are pictures.
 
     Args:
         folder: where to.
@@ -31,13 +39,16 @@ def write_report(
         analysis: where the accuracy goes.
         plan: the encodings.
         target: what they are for.
+        attention: pictures of it.
 
     Raises:
         OutputError: if a file cannot be written.
     """
-    texts = {REPORT: render(summary, analysis, plan=plan, target=target)}
+    texts = {REPORT: render(summary, analysis, plan=plan, target=target, attention=attention)}
     if analysis is not None:
         texts[ANALYSIS] = analysis_to_json(analysis)
+    if attention is not None:
+        texts[ATTENTION] = pictures_to_json(attention)
     for name, text in texts.items():
         try:
             (folder / name).write_text(text, encoding="utf-8")
@@ -66,10 +77,11 @@ def report_again(folder: Path, target: Target | None = None) -> Path:
         raise ReportError(
             f"{folder}: expected a folder that quantize or analyze wrote, with a summary.json; there is none to be read"
         ) from None
-    file = folder / ANALYSIS
+    file, pictures = folder / ANALYSIS, folder / ATTENTION
     analysis = analysis_from_json(_text(file), source=str(file)) if file.exists() else None
+    attention = pictures_from_json(_text(pictures), source=str(pictures)) if pictures.exists() else None
     plan = load_plan(folder / "plan.json")
-    write_report(folder, summary, analysis, plan=plan, target=target or load_target(name))
+    write_report(folder, summary, analysis, plan=plan, target=target or load_target(name), attention=attention)
     _list_again(folder, summary)
     return folder / REPORT
 
@@ -102,7 +114,7 @@ def _list_again(folder: Path, summary: dict[str, Any]) -> None:
     listed = summary.get("files")
     if not isinstance(listed, dict):
         return
-    again = [folder / name for name in (REPORT, ANALYSIS) if name in listed]
+    again = [folder / name for name in (REPORT, ANALYSIS, ATTENTION) if name in listed]
     try:
         changed = {file.name: describe_file(file) for file in again if file.exists()}
     except OSError as error:

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from narrowgauge.analysis.encoding_words import channel_shifts
 from narrowgauge.analysis.records import Analysis, Choice, Distribution, Sensitivity
+from narrowgauge.core.encoding import LogEncoding, NormalizedEncoding
 from narrowgauge.core.plan import Plan
 from narrowgauge.report import figures
 from narrowgauge.report.tensors import Tensor, error_change, role, words
@@ -56,6 +58,8 @@ def _tensor(row: Tensor, distribution: Distribution | None) -> dict[str, Any]:
         "sampled": row.kind == "activation",
         "step": _uniform_step(row),
         "levels": row.levels,
+        "places": _places(row),
+        "unequal": _unequal(row),
         "split": _short(row.clipping_share),
         "distribution": _distribution(distribution) if distribution and _can_be_drawn(distribution) else None,
         "channels": _channels(distribution) if distribution and distribution.channel_index else None,
@@ -75,6 +79,11 @@ def _tensor(row: Tensor, distribution: Distribution | None) -> dict[str, Any]:
 def _facts(row: Tensor) -> dict[str, list[tuple[str, str]]]:
     """The tensor's numbers by subject, each with its label."""
     encoding = [("Number type", row.type), ("One scale covers", row.granularity)]
+    shifts = channel_shifts(row.encoding)
+    if shifts is not None:
+        counts = np.bincount(shifts)
+        counted = ", ".join(f"{shift}: {counts[shift]:,}" for shift in np.flatnonzero(counts))
+        encoding.append(("Channels with each shift", counted))
     if row.range and row.scales:
         encoding.append(("Representable range", figures.interval(*row.range)))
         low, high = row.scales
@@ -102,6 +111,24 @@ def _facts(row: Tensor) -> dict[str, list[tuple[str, str]]]:
         if row.sensitivity.samples:
             cost.append(("Measured on", figures.counted(row.sensitivity.samples, "sample")))
     return {"Encoding": encoding, "Its own error": own, "At the network’s output": cost}
+
+
+def _places(row: Tensor) -> list[float | None] | None:
+    """Where levels lie that are no equal steps, ascending, where that is the same for every row."""
+    if not isinstance(row.encoding, LogEncoding) or row.encoding.normalized:
+        return None
+    return _numbers(row.encoding.values[::-1])
+
+
+def _unequal(row: Tensor) -> str:
+    """Say where levels lie that are no equal steps; "" where they are."""
+    if isinstance(row.encoding, NormalizedEncoding):
+        return "Levels are equal steps in each row: its greatest number has the highest level."
+    if isinstance(row.encoding, LogEncoding):
+        below = "below the greatest number of each row" if row.encoding.normalized else "below 1"
+        part = f" parted into {2**row.encoding.octave_bits}" if row.encoding.octave_bits else ""
+        return f"Levels are the powers of two{part} {below}, and 0."
+    return ""
 
 
 def _uniform_step(row: Tensor) -> float | None:

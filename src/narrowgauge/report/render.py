@@ -11,10 +11,15 @@ from importlib import resources
 from typing import Any
 
 import narrowgauge
-from narrowgauge.analysis.outliers import describe
+from narrowgauge.analysis.attention_pictures import AttentionPictures
+from narrowgauge.analysis.cause_words import other_outliers
+from narrowgauge.analysis.encoding_words import type_words
+from narrowgauge.analysis.outlier_words import describe
 from narrowgauge.analysis.records import Analysis
 from narrowgauge.core.plan import Plan
 from narrowgauge.report import figures
+from narrowgauge.report.attention import attention_data, attention_sentences
+from narrowgauge.report.causes import read_causes, sentence, told_outcomes
 from narrowgauge.report.integers import read_integers
 from narrowgauge.report.pictures import PICTURES, pictures
 from narrowgauge.report.run import Run, read_run, read_steps, verdict
@@ -27,7 +32,7 @@ _HERE = resources.files("narrowgauge.report")
 _LIBRARY = ("d3.min.js", "plot.umd.min.js")
 
 # The page's own scripts: one scope, in this order.
-_SCRIPTS = ("theme.js", "charts.js", "table.js", "tensor.js", "network.js", "front.js")
+_SCRIPTS = ("theme.js", "charts.js", "table.js", "tensor.js", "network.js", "attention.js", "front.js")
 
 
 def render(
@@ -36,6 +41,7 @@ def render(
     *,
     plan: Plan,
     target: Target,
+    attention: AttentionPictures | None = None,
 ) -> str:
     """Write the report as the text of one HTML file.
 
@@ -49,6 +55,7 @@ def render(
             recovery, which the summary holds, too.
         plan: what was quantized how.
         target: what for.
+        attention: pictures of it.
     """
     from jinja2 import Environment, PackageLoader  # the command line starts without it
 
@@ -57,6 +64,8 @@ def render(
     )
     environment.globals |= {"figures": figures, "role": role, "words": words}
     run, rows = read_run(summary), tensors(plan, analysis)
+    causes, steps = read_causes(analysis), (analysis.steps if analysis else ()) or read_steps(summary)
+    heads = analysis.attention if analysis else ()
     library = "\n".join(_text("vendor", name) for name in _LIBRARY)
     script = "(() => {\n'use strict';\n" + "\n".join(_text("templates", name) for name in _SCRIPTS) + "\n})();"
     return environment.get_template("page.html").render(
@@ -66,16 +75,19 @@ def render(
         analysis=analysis,
         plan=plan,
         target=target,
-        steps=(analysis.steps if analysis else ()) or read_steps(summary),
+        steps=steps,
         rows=rows,
         worst=worst(rows),
+        attention=attention_sentences(heads, attention),
         integers=read_integers(summary),
         largest_cost=max((row.cost or 0 for row in rows), default=0) or 1,
         kinds=sorted({row.kind for row in rows if row.kind}),
         operators=sorted({row.operator for row in rows if row.operator}),
         float_nodes=_by_reason(plan),
         types=_types(plan),
-        outliers=[_sentence(describe(one)) for one in analysis.outliers] if analysis else [],
+        causes=causes,
+        outcomes=told_outcomes(causes, steps),
+        outliers=[sentence(describe(one)) for one in other_outliers(analysis)] if analysis else [],
         most_pictures=PICTURES,
         front=analysis.front if analysis else (),
         version=narrowgauge.__version__,
@@ -84,12 +96,8 @@ def render(
         script=script,
         digests=[_digest(library), _digest(script)],
         licences=_licences(),
-        data=_embedded(pictures(plan, analysis, rows)),
+        data=_embedded({**pictures(plan, analysis, rows), "attention": attention_data(heads, attention)}),
     )
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _tiles(run: Run) -> list[dict[str, str]]:
@@ -128,7 +136,7 @@ def _by_reason(plan: Plan) -> list[tuple[str, list[str]]]:
 
 def _types(plan: Plan) -> list[tuple[str, int]]:
     """Number type -> how many tensors have it, most first."""
-    return Counter(encoding.type.name for encoding in plan.encodings.values()).most_common()
+    return Counter(type_words(encoding) for encoding in plan.encodings.values()).most_common()
 
 
 def _embedded(data: Mapping[str, Any]) -> str:

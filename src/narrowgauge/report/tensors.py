@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from narrowgauge.analysis.encoding_words import representable, scale_words, shift_words, steps, type_words
 from narrowgauge.analysis.records import Analysis, Remedy, Sensitivity, TensorLoss
-from narrowgauge.core.encoding import AnyEncoding, Encoding, LogEncoding, NormalizedEncoding
-from narrowgauge.core.granularity import granularity_words
+from narrowgauge.analysis.roundings import RoundedEncoding
+from narrowgauge.core.encoding import AnyEncoding, DynamicEncoding, Encoding, LogEncoding
 from narrowgauge.core.plan import Plan
 from narrowgauge.report import figures
 
@@ -38,6 +37,7 @@ class Tensor:
         sensitivity: its cost at the output; None where it was not measured.
         remedies: tried for it, best first.
         noise: output noise of the whole quantized network; None where it was not measured.
+        part: what it is in a transformer, "block 7, MLP hidden"; "" where nothing is known.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Tensor:
     sensitivity: Sensitivity | None
     remedies: tuple[Remedy, ...]
     noise: float | None
+    part: str = ""
 
     @property
     def kind(self) -> str:
@@ -70,7 +71,12 @@ class Tensor:
     @property
     def type(self) -> str:
         """Name of the number type."""
-        return self.loss.type if self.loss else self.encoding.type.name if self.encoding else ""
+        return self.loss.type if self.loss else type_words(self.encoding) if self.encoding else ""
+
+    @property
+    def shifts(self) -> str:
+        """How far the channels' scales lie apart, "shifts 0 to 5"; "" where they are not powers of two apart."""
+        return shift_words(self.encoding)
 
     @property
     def granularity(self) -> str:
@@ -84,18 +90,16 @@ class Tensor:
         """Smallest and largest representable number; None where each tensor gets its own at run time."""
         if self.loss:
             return self.loss.range
-        if not isinstance(self.encoding, Encoding) or not self.encoding.scale.size:
-            return None
-        return float(self.encoding.minimum.min()), float(self.encoding.maximum.max())
+        known = _known(self.encoding)
+        return representable(known) if known is not None else None
 
     @property
     def scales(self) -> tuple[float, float] | None:
         """Smallest and largest step; None where it is chosen at run time."""
         if self.loss:
             return self.loss.scales
-        if not isinstance(self.encoding, Encoding) or not self.encoding.scale.size:
-            return None
-        return float(np.min(self.encoding.scale)), float(np.max(self.encoding.scale))
+        known = _known(self.encoding)
+        return steps(known, None) if known is not None else None
 
     @property
     def levels(self) -> int | None:
@@ -139,7 +143,7 @@ def tensors(plan: Plan, analysis: Analysis | None) -> list[Tensor]:
         Tensor(
             name=name, encoding=plan.encodings.get(name), loss=losses.get(name), sensitivity=costs.get(name),
             remedies=tuple(sorted(remedies.get(name, ()), key=_gain, reverse=True)),
-            noise=found.noise if found.sensitivities else None,
+            noise=found.noise if found.sensitivities else None, part=found.roles.get(name, ""),
         )
         for name in dict.fromkeys([*losses, *costs, *plan.encodings])
     ]  # fmt: skip
@@ -158,24 +162,21 @@ def worst(rows: Sequence[Tensor], most: int = 5) -> list[Tensor]:
 
 
 def role(tensor: Tensor) -> str:
-    """Say what a tensor is: "output of Conv “block.3”", "weights of Gemm “head”", "input of the network"."""
+    """Say what a tensor is: "output of Conv “block.3”", "weights of Gemm “head” (head)", "input of the network"."""
     if tensor.kind == "activation" and not tensor.node:
         return "input of the network"
     if not tensor.kind:
         return "tensor of the plan"
     node = f"{tensor.operator} “{tensor.node}”".strip()
+    node = f"{node} ({tensor.part})" if tensor.part else node
     return f"output of {node}" if tensor.kind == "activation" else f"weights of {node}"
 
 
-def scale_words(encoding: AnyEncoding) -> str:
-    """Say what one scale of an encoding covers, as the records do."""
-    if isinstance(encoding, LogEncoding):
-        return "powers of two below each row’s greatest" if encoding.normalized else "powers of two"
-    if isinstance(encoding, NormalizedEncoding):
-        return "each row at run time"
-    if not isinstance(encoding, Encoding):
-        return "each tensor at run time"
-    return granularity_words(encoding.granularity)
+def _known(encoding: AnyEncoding | None) -> RoundedEncoding | None:
+    """An encoding whose range and steps are known before a run."""
+    if encoding is None or isinstance(encoding, DynamicEncoding):
+        return None
+    return None if isinstance(encoding, Encoding) and not encoding.scale.size else encoding
 
 
 def error_change(remedy: Remedy) -> float | None:
@@ -204,7 +205,12 @@ def _cause_words(tensor: Tensor) -> list[str]:
     if loss is None or share is None:
         return []
     sentences = []
-    if share > _MOSTLY:
+    if share > _MOSTLY and isinstance(tensor.encoding, LogEncoding):
+        sentences.append(
+            f"Its own error is mostly clipping ({figures.percent(share)}): {figures.percent(loss.clipped_share)} of "
+            "its elements are too small for a level and become 0."
+        )
+    elif share > _MOSTLY:
         sentences.append(
             f"Its own error is mostly clipping ({figures.percent(share)}): {figures.percent(loss.clipped_share)} of "
             f"its elements lie beyond {figures.interval(*loss.range)}."
@@ -213,7 +219,8 @@ def _cause_words(tensor: Tensor) -> list[str]:
         sentences.append(f"Its own error is mostly rounding: {_step(loss.scales)} between levels.")
     else:
         sentences.append("Its own error is rounding and clipping in nearly equal parts.")
-    if loss.wasted_bits > _MANY_WASTED_BITS:
+    affine = tensor.encoding is None or isinstance(tensor.encoding, Encoding)
+    if affine and loss.wasted_bits > _MANY_WASTED_BITS:
         bits = loss.entropy_bits + loss.wasted_bits
         sentences.append(
             f"Its range is wide for what it mostly holds: {loss.entropy_bits:.1f} of {bits:.0f} bits carry information."

@@ -28,4 +28,5 @@ startTheme();
 startTable();
 startDetails();
 startNetwork();
+startAttention();
 startFront();

@@ -84,8 +84,8 @@ function remedyTable(tensor) {
 }
 
 function splitFigure(tensor) {
-  const clipping = d3.format(".3~p")(tensor.split);
-  const rounding = d3.format(".3~p")(1 - tensor.split);
+  const percent = (share) => (share > 0 && share < 1e-5 ? "under 0.001%" : d3.format(".3~p")(share));
+  const [clipping, rounding] = [percent(tensor.split), percent(1 - tensor.split)];
   const bar = element("div", { class: "split", role: "img", "aria-label": `rounding ${rounding}, clipping ${clipping}` },
     element("i", { style: `--share: ${tensor.split}` }));
   const text = legend(["accent", `rounding ${rounding}`], ["clip", `clipping ${clipping}`]);
@@ -159,9 +159,9 @@ function drawDistribution(tensor, all, width) {
   if (low === high) [low, high] = [low - 0.5, high + 0.5]; // a tensor of one number
   const parts = all.filter((bin) => bin.share > 0).flatMap((bin) => cut(bin, range));
   const powers = d3.range(Math.ceil(Math.log10(floor)), Math.log10(top)).map((power) => 10 ** power);
-  const rug = levels(tensor, (width - 74) / (high - low));
+  const rug = levels(tensor, (width - 84) / (high - low));
   const plot = Plot.plot({
-    width, height: Math.min(300, 120 + width / 4), marginLeft: 66, marginRight: 8, marginTop: 24, marginBottom: 36,
+    width, height: Math.min(300, 120 + width / 4), marginLeft: 76, marginRight: 8, marginTop: 24, marginBottom: 36,
     x: { domain: [low, high], label: "value", tickFormat: "~g" },
     y: { type: "log", domain: [bottom, top], label: "share of the elements", ticks: powers, tickFormat: percentTick, grid: true },
     marks: [
@@ -179,6 +179,10 @@ function drawDistribution(tensor, all, width) {
 // Where levels lie; of many, every second, fourth, ... is drawn.
 function levels(tensor, pixelsPerUnit) {
   if (!tensor.range || !tensor.levels) return { places: [], note: "Each tensor gets its own range at run time." };
+  if (tensor.unequal) {
+    const marks = tensor.places ? " The marks below are levels." : "";
+    return { places: tensor.places ?? [], note: `${tensor.unequal}${marks}` };
+  }
   if (tensor.step === null) {
     return { places: [], note: "The scales differ, and with them the levels: the outermost range is shown." };
   }
