@@ -5,7 +5,9 @@ import numpy as np
 import onnx
 import pytest
 
+from narrowgauge.importers.onnx import load
 from narrowgauge.passes.fuse_gelu import fuse_gelu
+from narrowgauge.passes.fuse_gelu_tanh import fuse_gelu_tanh
 from narrowgauge.passes.fuse_hardswish import fuse_hardswish
 from narrowgauge.passes.fuse_layernorm import fuse_layernorm
 from tests.passes.networks import network, node, operators, random, rewrite
@@ -55,6 +57,57 @@ def test_gelu_with_a_part_read_elsewhere_or_another_number_stays() -> None:
     assert operators(model)["Gelu"] == 0
 
 
+CUBES = {
+    "power": [node("Pow", "x three", "p"), node("Mul", "k p", "t"), node("Add", "x t", "u"), node("Mul", "u r", "a")],
+    "products": [
+        node("Mul", "x x", "s"), node("Mul", "s x", "p"), node("Mul", "p k", "t"), node("Add", "t x", "u"),
+        node("Mul", "r u", "a"),
+    ],
+    "taken out": [
+        node("Mul", "x r", "v"), node("Mul", "k x", "s"), node("Mul", "s x", "p"), node("Add", "one p", "u"),
+        node("Mul", "v u", "a"),
+    ],
+    "multiplied in": [
+        node("Pow", "x two", "s"), node("Mul", "x s", "p"), node("Mul", "p kr", "t"), node("Mul", "r x", "u"),
+        node("Add", "u t", "a"),
+    ],
+    "divided": [
+        node("Pow", "x three", "p"), node("Div", "p ik", "t"), node("Add", "x t", "u"), node("Div", "u ir", "a"),
+    ],
+}  # fmt: skip
+
+
+def gelu_by_tanh(cube: str, order: str, *, cubic: float = 0.044715) -> onnx.ModelProto:
+    root = math.sqrt(2 / math.pi)
+    nodes = [*CUBES[cube], node("Tanh", "a", "f"), node("Add", "f one", "e"), *PRODUCTS[order]]
+    for each in nodes[-2:]:  # names of the products' own
+        each.input[:] = ["m2" if value == "m" else value for value in each.input]
+        each.output[:] = ["m2" if value == "m" else value for value in each.output]
+    constants = {
+        "one": 1.0, "half": 0.5, "two": 2.0, "three": 3.0, "k": cubic, "r": root, "kr": cubic * root, "ik": 1 / cubic,
+        "ir": 1 / root,
+    }  # fmt: skip
+    read = {value for each in nodes for value in each.input}
+    copies = [onnx.NodeProto.FromString(each.SerializeToString()) for each in nodes]
+    arrays = {name: np.float32(value) for name, value in constants.items() if name in read}
+    return network(copies, {"x": ["N", 7]}, ["y"], arrays)
+
+
+@pytest.mark.parametrize(("cube", "order"), list(product(CUBES, PRODUCTS)))
+def test_gelu_by_tanh_in_any_form(cube: str, order: str) -> None:
+    model, refusals = rewrite(gelu_by_tanh(cube, order), fuse_gelu_tanh)
+    assert operators(model) == {"Gelu": 1}
+    assert model.graph[0].attributes.get_string("approximate") == "tanh"
+    assert not refusals
+
+
+def test_another_polynomial_and_a_plain_tanh_stay() -> None:
+    model, _ = rewrite(gelu_by_tanh("power", "(x * e) * 0.5", cubic=0.05), fuse_gelu_tanh)
+    assert operators(model)["Tanh"] == 1
+    model, _ = rewrite(network([node("Tanh", "x", "y")], {"x": ["N", 7]}, ["y"]), fuse_gelu_tanh)
+    assert operators(model) == {"Tanh": 1}
+
+
 def layernorm(
     square: str, quotient: str, scale: bool, shift: bool, axes: list[int], *, keep_second: bool = False
 ) -> onnx.ModelProto:
@@ -96,6 +149,58 @@ def test_layernorm(square: str, quotient: str, scale: bool, shift: bool, axes: l
     model, refusals = rewrite(proto, fuse_layernorm)
     assert operators(model) == {"LayerNormalization": 1, "Relu": 1}
     assert not refusals
+
+
+VARIANCES = {
+    "centred": [node("Sub", "x m", "d"), node("Mul", "d d", "s"), node("ReduceMean", "s axes", "v")],
+    "difference": [
+        node("Mul", "x x", "s"), node("ReduceMean", "s axes", "q"), node("Pow", "m two", "mm"),
+        node("Sub", "q mm", "v"),
+    ],
+    "difference, not negative": [
+        node("Pow", "x two", "s"), node("ReduceMean", "s axes", "q"), node("Mul", "m m", "mm"),
+        node("Sub", "q mm", "n"), node("Relu", "n", "v"),
+    ],
+}  # fmt: skip
+ROOTS = {
+    "reciprocal": [node("Sqrt", "w", "r"), node("Reciprocal", "r", "i")],
+    "quotient": [node("Sqrt", "w", "r"), node("Div", "one r", "i")],
+    "power": [node("Pow", "w minus_half", "i")],
+}
+APPLIED = {
+    "scaled difference": [node("Sub", "x m", "d2"), node("Mul", "d2 i", "n1"), node("Mul", "n1 gamma", "n2"),
+                          node("Add", "beta n2", "z")],
+    "shift of constants": [node("Mul", "i gamma", "g"), node("Mul", "x g", "n1"), node("Mul", "m g", "n2"),
+                           node("Sub", "beta n2", "n3"), node("Add", "n1 n3", "z")],
+    "difference of products": [node("Mul", "gamma i", "g"), node("Mul", "g x", "n1"), node("Mul", "g m", "n2"),
+                               node("Sub", "n1 n2", "n3"), node("Add", "n3 beta", "z")],
+    "without gamma": [node("Mul", "i x", "n1"), node("Mul", "i m", "n2"), node("Sub", "n1 n2", "z")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("variance", "root", "applied"), list(product(VARIANCES, ROOTS, APPLIED)))
+def test_layernorm_as_other_frameworks_write_it(variance: str, root: str, applied: str) -> None:
+    nodes = [
+        node("ReduceMean", "x axes", "m"), *VARIANCES[variance], node("Add", "epsilon v", "w"), *ROOTS[root],
+        *APPLIED[applied], node("Neg", "z", "y"),
+    ]  # fmt: skip
+    constants = {
+        "axes": np.array([-1]), "two": np.float32(2), "epsilon": np.float32(1e-3), "one": np.float32(1),
+        "minus_half": np.float32(-0.5), "gamma": random(5), "beta": random(5, seed=1),
+    }  # fmt: skip
+    read = {value for each in nodes for value in each.input}
+    arrays = {name: array for name, array in constants.items() if name in read}
+    model, refusals = rewrite(network(nodes, {"x": ["N", 6, 5]}, ["y"], arrays), fuse_layernorm)
+    assert operators(model) == {"LayerNormalization": 1, "Neg": 1}
+    assert not refusals
+
+
+def test_the_size_of_the_axis_may_be_that_of_gamma() -> None:
+    proto = layernorm("Pow", "Div", True, True, [-1])
+    proto.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "width"
+    model = load(proto, simplify=False).model
+    assert not fuse_layernorm(model)
+    assert operators(model) == {"LayerNormalization": 1, "Relu": 1}
 
 
 def test_normalisation_over_other_axes_stays() -> None:

@@ -2,17 +2,22 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto
 
 from narrowgauge.graph.edits import is_operator
 from narrowgauge.passes import SIMPLIFICATIONS, simplify, split_shared_weights
+from narrowgauge.passes.fold_all import fold_all
 from narrowgauge.passes.fold_constants import GROWTH_LIMIT_BYTES, fold_constants
 from narrowgauge.passes.fold_shapes import fold_shapes
 from narrowgauge.passes.merge_reshapes import merge_reshapes
 from narrowgauge.passes.pool_means import pool_means
 from narrowgauge.passes.remove_no_ops import remove_no_ops
-from tests.passes.networks import network, node, operators, random, rewrite
+from narrowgauge.passes.size_arithmetic import elementwise
+from tests.passes.networks import network, node, operators, random, rewrite, run
 
 NO_OPS = {
     "identity": ([node("Identity", "x", "y")], {}),
@@ -298,3 +303,60 @@ def test_a_shape_that_becomes_constant_keeps_the_name_of_the_batch() -> None:
     shape = model.graph[0].outputs[0].shape
     assert shape is not None
     assert [str(size) for size in shape] == ["N", "2", "12"]
+
+
+def test_the_shape_of_an_expanded_token_is_known() -> None:
+    """TorchScript writes `token.expand(rows, -1, -1)` as a choice between 1 and the size that is asked for."""
+    nodes = [
+        node("Shape", "x", "s"), node("Gather", "s zero", "n"), node("Unsqueeze", "n first", "n1"),
+        node("Concat", "n1 minus minus", "target", axis=0), node("ConstantOfShape", "three", "ones", value=ONES),
+        node("Mul", "ones minus", "all"), node("Equal", "target all", "keep"),
+        node("Where", "keep ones target", "sizes"), node("Expand", "token sizes", "t"),
+        node("Concat", "t x", "j", axis=1), node("Shape", "j", "s2"), node("Gather", "s2 two", "d"),
+        node("Div", "d heads", "w"), node("Cast", "w", "f", to=TensorProto.FLOAT), node("Sqrt", "f", "root"),
+        node("Div", "j root", "y"),
+    ]  # fmt: skip
+    constants = {
+        "zero": np.int64(0), "two": np.int64(2), "first": np.array([0]), "minus": np.array([-1]),
+        "three": np.array([3]), "heads": np.int64(2), "token": random(1, 1, 8),
+    }  # fmt: skip
+    model, _ = rewrite(network(nodes, {"x": ["N", 4, 8]}, ["y"], constants), fold_all)
+    joined = next(each.outputs[0] for each in model.graph if each.op_type == "Concat" and each.outputs[0].name == "j")
+    assert [size if isinstance(size, int) else size.value for size in joined.shape] == ["N", 5, 8]
+    assert not operators(model)["Sqrt"]
+
+
+ONES = onnx.numpy_helper.from_array(np.array([1]))
+
+
+@pytest.mark.parametrize(
+    ("operator", "constant", "kept"),
+    [("Mul", 1, True), ("Add", 0, True), ("Sub", 0, True), ("Div", 1, True), ("Mul", 2, False), ("Max", 1, False)],
+)
+def test_sizes_of_a_dynamic_axis_are_followed_through_what_keeps_them(operator: str, constant: int, kept: bool) -> None:
+    nodes = [
+        node("Shape", "x", "s", end=1), node(operator, "s c", "n"), node("Concat", "n rest", "target", axis=0),
+        node("Expand", "x target", "e"), node("Relu", "e", "y"),
+    ]  # fmt: skip
+    constants = {"c": np.array([constant]), "rest": np.array([3])}
+    sizes = {"x": ["N", 1] if kept else [1, 1]}
+    model, _ = rewrite(network(nodes, sizes, ["y"], constants), fold_all)
+    (expand,) = (each for each in model.graph if each.op_type == "Expand")
+    found = [size if isinstance(size, int) else size.value for size in expand.outputs[0].shape]
+    assert found == (["N", 3] if kept else [constant, 3])
+
+
+@settings(max_examples=60)
+@given(
+    operator=st.sampled_from(["Add", "Div", "Max", "Min", "Mul", "Sub", "Equal"]),
+    first=st.lists(st.integers(-9, 9), min_size=1, max_size=4), second=st.integers(-9, 9),
+)  # fmt: skip
+def test_arithmetic_of_known_sizes_is_that_of_onnx(operator: str, first: list[int], second: int) -> None:
+    assume(operator != "Div" or second != 0)
+    nodes = [node(operator, "a b", "c"), node("Cast", "c", "d", to=TensorProto.FLOAT), node("Add", "x d", "y")]
+    proto = network(nodes, {"x": [1]}, ["y"], {"a": np.array(first), "b": np.array([second])})
+    (wanted,) = run(proto)
+    made = ir.node(operator, [ir.Value(name="a"), ir.Value(name="b")])
+    found = elementwise(made, [tuple(first), (second,)])
+    with_x = run(network([node("Identity", "x", "y")], {"x": [1]}, ["y"]))[0]
+    assert np.allclose(with_x + np.array(found, np.float32), wanted)

@@ -15,20 +15,26 @@ import onnx_ir as ir
 from narrowgauge.graph.edits import remove_unused
 from narrowgauge.graph.refusals import Refusal
 from narrowgauge.graph.shapes import infer_shapes
+from narrowgauge.passes.attention_to_matmul import attention_to_matmul
 from narrowgauge.passes.cancel_transposes import cancel_transposes
 from narrowgauge.passes.cast_like import cast_like
+from narrowgauge.passes.divide_to_multiply import divide_to_multiply
+from narrowgauge.passes.einsum_of_activations import einsum_of_activations
 from narrowgauge.passes.einsum_to_matmul import einsum_to_matmul
+from narrowgauge.passes.finite_masks import finite_masks
 from narrowgauge.passes.flatten_transposed import flatten_transposed
 from narrowgauge.passes.fold_affine import fold_affine
+from narrowgauge.passes.fold_all import fold_all
 from narrowgauge.passes.fold_batchnorm import fold_batchnorm
-from narrowgauge.passes.fold_constants import fold_constants
 from narrowgauge.passes.fold_pads import fold_pads
-from narrowgauge.passes.fold_shapes import fold_shapes
 from narrowgauge.passes.fuse_gelu import fuse_gelu
+from narrowgauge.passes.fuse_gelu_tanh import fuse_gelu_tanh
 from narrowgauge.passes.fuse_hardswish import fuse_hardswish
 from narrowgauge.passes.fuse_layernorm import fuse_layernorm
 from narrowgauge.passes.matmul_to_gemm import matmul_to_gemm
+from narrowgauge.passes.matrix_transposes import matrix_transposes
 from narrowgauge.passes.merge_reshapes import merge_reshapes
+from narrowgauge.passes.merge_scales import merge_scales
 from narrowgauge.passes.patches_to_matmul import patches_to_matmul
 from narrowgauge.passes.pointwise_to_gemm import pointwise_to_gemm
 from narrowgauge.passes.pool_means import pool_means
@@ -45,18 +51,24 @@ Simplification = Callable[[ir.Model], tuple[Refusal, ...]]
 SIMPLIFICATIONS: tuple[Simplification, ...] = (
     cast_like,
     remove_no_ops,
-    fold_constants,
-    fold_shapes,
+    fold_all,
     remove_no_ops,  # again, now that more shapes are known
     split_sequences,
     zero_states,
+    attention_to_matmul,
     einsum_to_matmul,
+    einsum_of_activations,
+    matrix_transposes,
+    finite_masks,
     fuse_gelu,  # the fusions come before the folds, which would take their constants away
+    fuse_gelu_tanh,
     fuse_layernorm,
     fuse_hardswish,
     cancel_transposes,
     fold_batchnorm,
     fold_affine,
+    merge_scales,
+    divide_to_multiply,  # behind the fusions and folds, which read divisions
     fold_pads,
     pool_means,
     merge_reshapes,  # before what looks for layers on a single pixel

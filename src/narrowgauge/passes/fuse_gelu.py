@@ -12,7 +12,7 @@ from narrowgauge.graph.constants import constant_scalar
 from narrowgauge.graph.edits import graph_of, is_operator, new_node, remove_unused, sole_consumer, take_place
 from narrowgauge.graph.refusals import Refusal
 
-_RELATIVE_TOLERANCE = 1e-3
+RELATIVE_TOLERANCE = 1e-3
 """Exports round sqrt(2) to anything from float16 to 1.414; a factor off by this moves gelu by less than 1e-3."""
 
 
@@ -38,15 +38,9 @@ def _fuse(erf: ir.Node) -> bool:
     if argument is None:
         return False
     source, factor = _split_factor(argument)
-    if source is None or not math.isclose(factor, 1 / math.sqrt(2), rel_tol=_RELATIVE_TOLERANCE):
+    if source is None or not math.isclose(factor, 1 / math.sqrt(2), rel_tol=RELATIVE_TOLERANCE):
         return False
-    add = sole_consumer(erf.outputs[0])
-    if add is None or not is_operator(add, "Add"):
-        return False
-    one = constant_scalar(add.inputs[1] if add.inputs[0] is erf.outputs[0] else add.inputs[0])
-    if one is None or not math.isclose(one, 1.0, rel_tol=_RELATIVE_TOLERANCE):
-        return False
-    top = _top_of_product(add, source)
+    top = half_of_one_plus(erf, source)
     if top is None:
         return False
     name = top.name or f"{top.outputs[0].name}_gelu"
@@ -71,8 +65,19 @@ def _split_factor(value: ir.Value) -> tuple[ir.Value | None, float]:
     return (second, number) if number is not None and is_operator(node, "Mul") else (None, 1.0)
 
 
+def half_of_one_plus(function: ir.Node, source: ir.Value) -> ir.Node | None:
+    """Return the node that ends 0.5 x (1 + f) in any order, where f is what `function` writes and x `source`."""
+    add = sole_consumer(function.outputs[0])
+    if add is None or not is_operator(add, "Add"):
+        return None
+    one = constant_scalar(add.inputs[1] if add.inputs[0] is function.outputs[0] else add.inputs[0])
+    if one is None or not math.isclose(one, 1.0, rel_tol=RELATIVE_TOLERANCE):
+        return None
+    return _top_of_product(add, source)
+
+
 def _top_of_product(add: ir.Node, source: ir.Value) -> ir.Node | None:
-    """Climb from 1 + erf through products with constants and with x until all that remains is 0.5 x (1 + erf)."""
+    """Climb from 1 + f through products with constants and with x until all that remains is 0.5 x (1 + f)."""
     value, total, found = add.outputs[0], 1.0, False
     while True:
         node = sole_consumer(value)
@@ -89,7 +94,7 @@ def _top_of_product(add: ir.Node, source: ir.Value) -> ir.Node | None:
             total, found = total * scaled, True
         else:
             return None
-        if found and math.isclose(total, 0.5, rel_tol=_RELATIVE_TOLERANCE):
+        if found and math.isclose(total, 0.5, rel_tol=RELATIVE_TOLERANCE):
             return node
         value = node.outputs[0]
 

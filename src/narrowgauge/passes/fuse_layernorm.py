@@ -4,26 +4,30 @@ y = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + epsilon) * gamma + beta over th
 G. E. Hinton, "Layer Normalization", 2016, equations 3 and 4. Opset 17 has it as an operator.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from narrowgauge.graph.constants import add_constant, constant_array, constant_integers, constant_scalar
+from narrowgauge.graph.constants import add_constant, constant_array, constant_scalar
 from narrowgauge.graph.edits import graph_of, is_operator, new_node, remove_unused, sole_consumer, take_place
 from narrowgauge.graph.refusals import Refusal
 from narrowgauge.graph.shapes import dimensions, rank
+from narrowgauge.passes.moments import Moments, producer, variance_of
+
+_Sizes = tuple[int | None, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Parts:
-    """What a layer normalisation is made of; `last` is the node whose output it is."""
+    """What a layer normalisation is made of; `last` is the node whose output it is, `sizes` are the axes it is over."""
 
-    source: ir.Value
+    moments: Moments
     last: ir.Node
-    axis: int
     epsilon: float
-    sizes: tuple[int, ...]
+    sizes: _Sizes
     gamma: np.ndarray | None = None
     beta: np.ndarray | None = None
 
@@ -31,155 +35,180 @@ class _Parts:
 def fuse_layernorm(model: ir.Model) -> tuple[Refusal, ...]:
     """Replace the nodes of a layer normalisation by LayerNormalization, in place.
 
-    The square may be Pow 2, Mul with itself or two separate differences; the division by the root may be a product
-    with its reciprocal; gamma and beta may be absent. They must be constants of the normalised axes' shape.
+    The variance may be the mean square less the square of the mean; a square Pow 2, Mul with itself or two separate
+    differences; the root Sqrt or a power; the division by it a product with its reciprocal, which gamma may have
+    multiplied first: `x (gamma / root) + (beta - mean (gamma / root))`. Gamma and beta may be absent. They must be
+    constants of the normalised axes' shape.
 
     Refuses: a root of a variance that is not one of a layer normalisation over the last axes, of known sizes.
     """
     refusals = []
     for node in tuple(model.graph):
-        if not is_operator(node, "Sqrt") or node.graph is None:
+        power = _power(node)
+        found = _variance_and_epsilon(node) if power and node.graph is not None else None
+        if found is None:
             continue
-        variance = _mean_behind_epsilon(node)
-        if variance is None:
-            continue
-        parts = _match(node, *variance)
+        parts = _match(node, power, *found)
         if isinstance(parts, str):
-            refusals.append(Refusal(node=node.name or "", operator="Sqrt", reason=parts))
+            refusals.append(Refusal(node=node.name or "", operator=node.op_type, reason=parts))
         else:
             _fuse(parts)
     remove_unused(model)
     return tuple(refusals)
 
 
-def _mean_behind_epsilon(root: ir.Node) -> tuple[ir.Node, float] | None:
-    """Return the ReduceMean of a square, and epsilon, where the root is taken of their sum."""
-    add = _producer(root.inputs[0])
-    if not is_operator(add, "Add") or add is None:
-        return None
-    for index in (0, 1):
-        epsilon, mean = constant_scalar(add.inputs[index]), _producer(add.inputs[1 - index])
-        if epsilon is not None and mean is not None and is_operator(mean, "ReduceMean") and _squared(mean):
-            return mean, epsilon
+def _power(node: ir.Node) -> float:
+    """Return 0.5 for a square root, -0.5 for its reciprocal, 0 for any other node."""
+    if is_operator(node, "Sqrt"):
+        return 0.5
+    exponent = constant_scalar(node.inputs[1]) if is_operator(node, "Pow") else None
+    return exponent if exponent in (0.5, -0.5) else 0.0
+
+
+def _variance_and_epsilon(root: ir.Node) -> tuple[Moments, float] | None:
+    """Return of what a root takes the variance, and epsilon, where it is one of their sum."""
+    add = producer(root.inputs[0], "Add")
+    for index in (0, 1) if add is not None else ():
+        epsilon, moments = constant_scalar(add.inputs[index]), variance_of(add.inputs[1 - index])  # type: ignore[union-attr]
+        if epsilon is not None and moments is not None:
+            return moments, epsilon
     return None
 
 
-def _match(root: ir.Node, variance: ir.Node, epsilon: float) -> _Parts | str:
-    centred = _squared(variance)
-    source = _source_of_difference(centred, variance)
-    if centred is None or source is None:
-        return "the square it averages is not one of x - mean(x) over the same axes"
-    axes_count, axes = rank(source), constant_integers(variance.inputs[1]) if len(variance.inputs) > 1 else None
-    if axes_count is None or axes is None:
-        return "its axes or the rank of its input are unknown"
-    first = min(axis % axes_count for axis in axes)
-    if sorted(axis % axes_count for axis in axes) != list(range(first, axes_count)):
+def _match(root: ir.Node, power: float, moments: Moments, epsilon: float) -> _Parts | str:
+    count = rank(moments.source) or 0
+    first = moments.axes[0] if moments.axes else count
+    if moments.axes != tuple(range(first, count)) or first == count:
         return "it does not normalise over the last axes, so it is no layer normalisation"
-    sizes = (dimensions(source) or ())[first:]
-    known = tuple(size for size in sizes if size is not None)
-    if len(known) != len(sizes):
+    sizes = (dimensions(moments.source) or ())[first:]
+    quotient = _quotient(root, power, moments)
+    if quotient is not None:
+        parts = _with_gamma_and_beta(_Parts(moments=moments, last=quotient, epsilon=epsilon, sizes=sizes))
+    else:
+        applied = _scaled_first(root, power, _Parts(moments=moments, last=root, epsilon=epsilon, sizes=sizes))
+        if applied is None:
+            return "x - mean(x) is not divided by it, or something else reads it"
+        parts = applied
+    if None in parts.sizes:
         return "the sizes of the axes it normalises over are unknown"
-    quotient = _quotient(root, source, variance)
-    if quotient is None:
-        return "x - mean(x) is not divided by it, or something else reads it"
-    parts = _Parts(source=source, last=quotient, axis=first - axes_count, epsilon=epsilon, sizes=known)
-    return _with_gamma_and_beta(parts)
+    return parts
 
 
 def _fuse(parts: _Parts) -> None:
-    node, result = parts.last, parts.last.outputs[0]
+    node, result, source = parts.last, parts.last.outputs[0], parts.moments.source
     graph = graph_of(node)
-    dtype = np.float32 if parts.source.dtype is None else parts.source.dtype.numpy()
+    dtype = np.float32 if source.dtype is None else source.dtype.numpy()
     name = node.name or f"{result.name}_layernorm"
-    gamma = np.ones(parts.sizes) if parts.gamma is None else parts.gamma
-    inputs = [parts.source, add_constant(graph, f"{name}_scale", gamma.astype(dtype))]
+    gamma = np.ones([size or 1 for size in parts.sizes]) if parts.gamma is None else parts.gamma
+    inputs = [source, add_constant(graph, f"{name}_scale", gamma.astype(dtype))]
     if parts.beta is not None:
         inputs.append(add_constant(graph, f"{name}_bias", parts.beta.astype(dtype)))
-    attributes = {"axis": parts.axis, "epsilon": parts.epsilon}
+    attributes = {"axis": -len(parts.sizes), "epsilon": parts.epsilon}
     new = new_node("LayerNormalization", inputs, attributes, name=name)
     graph.insert_before(node, new)
     take_place(new.outputs[0], result)
 
 
-def _producer(value: ir.Value | None) -> ir.Node | None:
-    return None if value is None else value.producer()
+def _other(node: ir.Node, value: ir.Value) -> ir.Value | None:
+    """Return the other operand of a node of two."""
+    return node.inputs[1] if node.inputs[0] is value else node.inputs[0]
 
 
-def _squared(mean: ir.Node) -> ir.Value | None:
-    """Return d where the node averages d * d or d^2, keeping the axes."""
-    square = _producer(mean.inputs[0])
-    if square is None or not mean.attributes.get_int("keepdims", 1):
-        return None
-    if is_operator(square, "Pow") and constant_scalar(square.inputs[1]) == 2.0:
-        return square.inputs[0]
-    if is_operator(square, "Mul") and square.inputs[0] is square.inputs[1]:
-        return square.inputs[0]
-    return None
-
-
-def _source_of_difference(value: ir.Value | None, variance: ir.Node) -> ir.Value | None:
-    """Return x where the value is x - mean(x) over the axes of `variance`."""
-    difference = _producer(value)
-    if difference is None or not is_operator(difference, "Sub"):
-        return None
-    source, mean = difference.inputs[0], _producer(difference.inputs[1])
-    if mean is None or not is_operator(mean, "ReduceMean") or mean.inputs[0] is not source:
-        return None
-    if not mean.attributes.get_int("keepdims", 1) or len(mean.inputs) < 2 or len(variance.inputs) < 2:
-        return None
-    count, axes = rank(source), (constant_integers(mean.inputs[1]), constant_integers(variance.inputs[1]))
-    if count is None or axes[0] is None or axes[1] is None:
-        return None
-    same = {axis % count for axis in axes[0]} == {axis % count for axis in axes[1]}
-    return source if same else None
-
-
-def _quotient(root: ir.Node, source: ir.Value, variance: ir.Node) -> ir.Node | None:
-    """Return the node that divides x - mean(x) by the root."""
+def _reciprocal(root: ir.Node, power: float) -> ir.Value | None:
+    """Return one over the root."""
+    if power < 0:
+        return root.outputs[0]
     node = sole_consumer(root.outputs[0])
     if node is None:
         return None
-    if is_operator(node, "Div"):
-        numerator = node.inputs[0] if node.inputs[1] is root.outputs[0] else None
-        return node if _source_of_difference(numerator, variance) is source else None
-    if not is_operator(node, "Reciprocal"):
+    if is_operator(node, "Reciprocal"):
+        return node.outputs[0]
+    inverse = is_operator(node, "Div") and node.inputs[1] is root.outputs[0] and constant_scalar(node.inputs[0]) == 1.0
+    return node.outputs[0] if inverse else None
+
+
+def _quotient(root: ir.Node, power: float, moments: Moments) -> ir.Node | None:
+    """Return the node that divides x - mean(x) by the root."""
+    inverse = _reciprocal(root, power)
+    if inverse is None:
+        node = sole_consumer(root.outputs[0])
+        divides = is_operator(node, "Div") and node is not None and node.inputs[1] is root.outputs[0]
+        return node if node is not None and divides and moments.is_difference(node.inputs[0]) else None
+    node = sole_consumer(inverse)
+    if node is None or not is_operator(node, "Mul"):
         return None
-    product = sole_consumer(node.outputs[0])
-    if product is None or not is_operator(product, "Mul"):
+    return node if moments.is_difference(_other(node, inverse)) else None
+
+
+def _scaled_first(root: ir.Node, power: float, parts: _Parts) -> _Parts | None:
+    """Read `x g + (beta - mean g)` or `x g - mean g (+ beta)`, where g is gamma over the root."""
+    factor = _reciprocal(root, power)
+    if factor is None:
         return None
-    other = product.inputs[1] if product.inputs[0] is node.outputs[0] else product.inputs[0]
-    return product if _source_of_difference(other, variance) is source else None
+    scaling = sole_consumer(factor)
+    if scaling is not None and is_operator(scaling, "Mul"):
+        known = _spread(constant_array(_other(scaling, factor)), parts.sizes, rank(parts.moments.source))
+        if known is None:
+            return None
+        parts, factor = replace(parts, gamma=known[0], sizes=known[1]), scaling.outputs[0]
+    products = [use.node for use in factor.uses() if is_operator(use.node, "Mul")]
+    others = {id(_other(node, factor)): node for node in products}
+    scaled = others.get(id(parts.moments.source))
+    shift = next((node for node in products if parts.moments.is_mean(_other(node, factor))), None)
+    if scaled is None or shift is None or len(factor.uses()) != 2:
+        return None
+    return _difference(scaled, shift, parts)
+
+
+def _difference(scaled: ir.Node, shift: ir.Node, parts: _Parts) -> _Parts | None:
+    """Find where mean g is taken from x g, beta being added before or behind."""
+    last, other = sole_consumer(scaled.outputs[0]), sole_consumer(shift.outputs[0])
+    if last is None or other is None or not is_operator(other, "Sub") or other.inputs[1] is not shift.outputs[0]:
+        return None
+    if last is other:
+        parts = replace(parts, last=last)
+        beta, behind, sizes = _constant_behind(last, "Add", parts.sizes)
+        return replace(parts, last=behind, beta=beta, sizes=sizes)
+    known = _spread(constant_array(other.inputs[0]), parts.sizes, rank(parts.moments.source))
+    if known is None or not is_operator(last, "Add") or _other(last, scaled.outputs[0]) is not other.outputs[0]:
+        return None
+    return replace(parts, last=last, beta=known[0], sizes=known[1]) if sole_consumer(other.outputs[0]) is last else None
 
 
 def _with_gamma_and_beta(parts: _Parts) -> _Parts:
     """Take in a Mul and then an Add behind, as far as their constants have the normalised axes' shape."""
-    gamma, last = _constant_behind(parts.last, "Mul", parts.sizes)
-    beta, last_of_all = _constant_behind(last, "Add", parts.sizes)
-    return _Parts(
-        source=parts.source,
-        last=last_of_all,
-        axis=parts.axis,
-        epsilon=parts.epsilon,
-        sizes=parts.sizes,
-        gamma=gamma,
-        beta=beta,
-    )
+    gamma, last, sizes = _constant_behind(parts.last, "Mul", parts.sizes)
+    beta, last, sizes = _constant_behind(last, "Add", sizes)
+    return replace(parts, last=last, sizes=sizes, gamma=gamma, beta=beta)
 
 
-def _constant_behind(node: ir.Node, operator: str, sizes: tuple[int, ...]) -> tuple[np.ndarray | None, ir.Node]:
+def _constant_behind(node: ir.Node, operator: str, sizes: _Sizes) -> tuple[np.ndarray | None, ir.Node, _Sizes]:
     """Return the constant that the next node multiplies or adds, spread over `sizes`, and the last node taken in."""
     behind = sole_consumer(node.outputs[0])
     if behind is None or not is_operator(behind, operator):
-        return None, node
-    other = behind.inputs[1] if behind.inputs[0] is node.outputs[0] else behind.inputs[0]
-    array = constant_array(other)
+        return None, node, sizes
+    known = _spread(constant_array(_other(behind, node.outputs[0])), sizes, rank(node.outputs[0]))
+    return (None, node, sizes) if known is None else (known[0], behind, known[1])
+
+
+def _spread(array: np.ndarray | None, sizes: _Sizes, axes: int | None) -> tuple[np.ndarray, _Sizes] | None:
+    """Spread a constant over the normalised axes; one of rank 1 tells the size of a single axis where it is unknown.
+
+    Returns:
+        The constant and the sizes; None where it is none, or differs along another axis or may widen the value.
+    """
     if array is None:
-        return None, node
+        return None
+    if sizes == (None,) and array.ndim == 1 and array.size > 1:
+        sizes = (array.size,)
     leading = array.ndim - len(sizes)
     if leading > 0:
-        if any(size != 1 for size in array.shape[:leading]) or leading > (rank(node.outputs[0]) or 0) - len(sizes):
-            return None, node
+        if any(size != 1 for size in array.shape[:leading]) or leading > (axes or 0) - len(sizes):
+            return None
         array = array.reshape(array.shape[leading:])
-    if any(size not in {1, full} for size, full in zip(array.shape[::-1], sizes[::-1], strict=False)):
-        return None, node
-    return np.broadcast_to(array, sizes), behind
+    known = [size for size in sizes if size is not None]
+    if len(known) < len(sizes) or any(
+        size not in {1, full} for size, full in zip(array.shape[::-1], known[::-1], strict=False)
+    ):
+        return None
+    return np.broadcast_to(array, known), sizes

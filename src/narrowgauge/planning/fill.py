@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from narrowgauge.graph.digest import network_digest
 from narrowgauge.graph.shapes import dimensions
 from narrowgauge.planning.bias_room import with_room_for_biases
 from narrowgauge.planning.choices import Choices
+from narrowgauge.planning.masked_scores import Floor, above, score_floors
 from narrowgauge.planning.place import ActivationSlot, Placement, WeightSlot
 from narrowgauge.targets.schema import FixedOutput, Target
 
@@ -93,7 +95,7 @@ def _activations(
     groups: dict[str, list[ActivationSlot]] = {}
     for slot in placement.activations.values():
         groups.setdefault(placement.root(slot.value), []).append(slot)
-    ranges = _Ranges(model, statistics, choices)
+    ranges = _Ranges(model, statistics, choices, score_floors(model, statistics))
     encodings = {root: _group_encoding(ranges, slots, target) for root, slots in groups.items()}
     members = {value: placement.root(value) for value in [*placement.activations, *placement.shared]}
     shared = {value: encodings[root] for value, root in members.items() if root in encodings}
@@ -111,6 +113,7 @@ class _Ranges:
     model: ir.Model
     statistics: Statistics
     choices: Choices
+    floors: Mapping[str, Floor]
 
     def channels(self, slot: ActivationSlot) -> tuple[Extremes, Extremes] | None:
         """Least and greatest value of each channel along the last axis, None where these are not known."""
@@ -128,12 +131,16 @@ class _Ranges:
         return _widened(tensor.channels)
 
     def of(self, slot: ActivationSlot, *, symmetric: bool) -> Range:
-        constant = self.model.graph.initializers.get(slot.value)
+        constant, floor = self.model.graph.initializers.get(slot.value), self.floors.get(slot.value)
         if constant is not None and constant.const_value is not None:
             numbers = constant.const_value.numpy()
-            return Range(minimum=float(numbers.min()), maximum=float(numbers.max()))
+            least = float(numbers.min()) if floor is None else floor.lowest
+            return Range(minimum=least, maximum=max(float(numbers.max()), least))
         tensor = self.statistics.of(slot.value)
         check_finite(slot.value, tensor)
+        if floor is not None:
+            found = self.choices.range_estimator(slot.writer)(above(tensor, floor.read), slot.type, symmetric=symmetric)
+            return replace(found, minimum=floor.lowest)
         return self.choices.range_estimator(slot.writer)(tensor, slot.type, symmetric=symmetric)
 
 

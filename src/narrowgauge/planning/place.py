@@ -149,6 +149,8 @@ class _Walk:
     def visit(self, node: ir.Node) -> None:
         if node.name in self.fused or not (float_outputs(node) or any(is_float(value) for value in node.inputs)):
             return
+        if _asks_for_sizes(node):
+            return
         reason = self.refusal(node)
         if reason:
             self.placement.float_nodes.append(FloatNode(name=str(node.name), operator=node.op_type, reason=reason))
@@ -209,9 +211,22 @@ class _Walk:
         return "" if rule.kind == "compute" else self.arrival_refusal(node, rule, moving)
 
     def moves_constant(self, node: ir.Node, rule: OperatorRule, inputs: list[ir.Value]) -> bool:
-        """Whether an operator moves the levels of a constant, which a chip without floats has to hold as such."""
+        """Whether an operator moves the levels of constants, which a chip without floats has to hold as such."""
         kept = self.choices.mode == "static" and self.target.all_integer
-        return kept and rule.kind == "same" and len(inputs) == 1 and bool(node.outputs[0].uses())
+        return kept and rule.kind == "same" and bool(inputs or weight_inputs(node)) and bool(node.outputs[0].uses())
+
+    def moves_input(self, rule: OperatorRule, value: ir.Value) -> bool:
+        """Whether an operator moves the levels of an input of the network, which a chip without floats takes as such.
+
+        All that computes with them, here or behind other moves, must round them anyway.
+        """
+        if not self.target.all_integer or rule.kind != "same" or not value.is_graph_input():
+            return False
+        rules = [(node, self.rule(node)) for node in readers(value, self.target)]
+        return bool(rules) and all(
+            found is not None and found.kind == "compute" and not self.choices.keep_float(str(node.name))
+            for node, found in rules
+        )
 
     def arrival_refusal(self, node: ir.Node, rule: OperatorRule, moving: list[ir.Value]) -> str:
         """Why the inputs of an operator that no conversion is paid for keep it float, "" if they do not."""
@@ -219,7 +234,7 @@ class _Walk:
         late = [value for value in moving if value not in arrived]
         if rule.kind == "join" and arrived:  # what is rounded for a layer anyway costs nothing more
             late = [value for value in late if self.placement.root(str(value.name)) not in self.placement.activations]
-        if not late:
+        if not late or all(self.moves_input(rule, value) for value in late):
             return ""
         if rule.kind == "same":
             return "its input arrives in float"
@@ -228,10 +243,14 @@ class _Walk:
     def hand_on(self, node: ir.Node, rule: OperatorRule) -> None:
         """Let the outputs of a "same" operator take the encoding of its input."""
         inputs = [value for _, value in activation_inputs(node)]
+        tables = [node.inputs[number] for number in weight_inputs(node)]  # a Gather takes rows of its weights
+        inputs += [value for value in tables if value is not None]
         source = next((value for value in inputs if value.name in self.arriving), None)
         if source is None:
             source = inputs[0]
-            self.take_activation(source, None, None, rule)
+            for value in inputs:
+                if self.placement.root(str(value.name)) not in self.placement.activations:
+                    self.take_activation(value, None, None, rule)
         for value in [*inputs, *float_outputs(node)]:
             self.share(str(value.name), str(source.name))
         for value in float_outputs(node):
@@ -382,7 +401,7 @@ class _Walk:
         types = (rule or reader).types if rule or reader else ()  # type: ignore[union-attr]
         kind = (
             self.choices.activations(writer)
-            or self.type_for_reader(value)
+            or self.type_for_readers(value, rule)
             or (types or self.target.activations.types)[0]
         )
         self.placement.activations[str(value.name)] = ActivationSlot(
@@ -406,14 +425,31 @@ class _Walk:
         product = is_operator(reader, "MatMul") and reader is not None and reader.inputs[0] is value
         return last and product and reader is not None and not self.choices.keep_float(str(reader.name))
 
-    def type_for_reader(self, value: ir.Value) -> IntegerType | None:
-        """Return the type that the only operator that reads a value prefers; None for the target's."""
+    def type_for_readers(self, value: ir.Value, rule: OperatorRule | None) -> IntegerType | None:
+        """Return the type that what reads a value prefers; None for the target's.
+
+        That is the first of the only operator that reads it, or of the network's outputs where none does. Where a
+        factor for each channel is what all readers could take, but the channels do not stay apart, it is a wide one
+        that all of them take.
+        """
+        found = readers(value, self.target)
+        if not found and not value.is_graph_input():  # only moves lead on to what the network gives
+            return next(iter(self.target.activations.output_types), None)
         if value.is_graph_input() or value.is_graph_output():
             return None
-        found = readers(value, self.target)
-        rules = [self.rule(node) for node in found]
-        alone = len(found) == 1 and rules[0] is not None and not self.choices.keep_float(str(found[0].name))
-        return next(iter(rules[0].input_types), None) if alone and rules[0] is not None else None
+        rules = [one for node in found if (one := self.rule(node)) and not self.choices.keep_float(str(node.name))]
+        if not rules or len(rules) < len(found):
+            return None
+        first = next(iter(rules[0].input_types), None) if len(rules) == 1 else None
+        writes = rule is not None and "output" in rule.power_of_two_factor
+        if not writes or not all("input" in one.power_of_two_factor for one in rules):
+            return first
+        if self.takes_factor(value, rule, first or self.target.activations.types[0]):
+            return first
+        wide = [
+            kind for kind in self.target.activations.symmetric_types if all(kind in one.input_types for one in rules)
+        ]
+        return next(iter(wide), first)
 
     def takes_factor(self, value: ir.Value, rule: OperatorRule | None, kind: IntegerType) -> bool:
         """Whether a value's writer and all its readers take a power-of-two factor along its last axis."""
@@ -422,7 +458,7 @@ class _Walk:
         if value.shape is None or value.shape.rank() < 2 or kind in self.target.activations.symmetric_types:
             return False
         return not self.target.activations.symmetric and not self.target.activations.power_of_two and all(
-            self.reads_factor(use.node, value) for use in value.uses()
+            self.reads_factor(use.node, value) for use in value.uses() if not _asks_for_sizes(use.node)
         )  # fmt: skip
 
     def reads_factor(self, node: ir.Node, value: ir.Value) -> bool:
@@ -432,7 +468,10 @@ class _Walk:
         if rule.kind == "same":
             moved = all(not output.is_graph_output() for output in node.outputs) and keeps_last_axis(node)
             return moved and all(
-                self.reads_factor(use.node, output) for output in node.outputs for use in output.uses()
+                self.reads_factor(use.node, output)
+                for output in node.outputs
+                for use in output.uses()
+                if not _asks_for_sizes(use.node)
             )
         if is_operator(node, "MatMul", "Gemm"):  # along the axis that is summed over, of a product with constants
             return bool(weight_inputs(node)) and node.inputs[0] is value and not node.attributes.get_int("transA", 0)
@@ -452,9 +491,14 @@ def readers(value: ir.Value, target: Target) -> list[ir.Node]:
             rule = target.rule(use.node.op_type) if use.node.domain == "" else None
             if rule is not None and rule.kind == "same":
                 open_ones += use.node.outputs
-            else:
+            elif not _asks_for_sizes(use.node):
                 found[use.node] = None
     return list(found)
+
+
+def _asks_for_sizes(node: ir.Node) -> bool:
+    """Whether a node reads how large a value is, not what is in it."""
+    return is_operator(node, "Shape", "Size")
 
 
 def _has_range(value: ir.Value) -> bool:

@@ -120,7 +120,10 @@ def _tensors(target: Target) -> tuple[str, ...]:
 def _tensor_rules(rules: TensorRules) -> str:
     sizes = f" (blocks of {_list(rules.block_sizes)})" if rules.block_sizes else ""
     powers = " Scales are powers of two." if rules.power_of_two else ""
-    return f"{_names(rules.types)}; {_zero_point(rules)}; one scale {_scopes(rules.granularity)}{sizes}.{powers}"
+    outputs = f" Of the network's outputs: {_names(rules.output_types)}." if rules.output_types else ""
+    return (
+        f"{_names(rules.types)}; {_zero_point(rules)}; one scale {_scopes(rules.granularity)}{sizes}.{powers}{outputs}"
+    )
 
 
 def _zero_point(rules: TensorRules) -> str:

@@ -34,6 +34,7 @@ class TensorRules:
         symmetric: the zero point must be 0 (of an unsigned type of data without negative numbers, the lowest level).
         symmetric_types: types of which that holds even where `symmetric` is false (TFLite's int16 beside its int8).
         granularity: scopes of one scale, the preferred one first.
+        output_types: types of the network's own outputs, the preferred one first; empty for any of `types`.
         power_of_two: scales must be powers of two.
         block_sizes: elements per scale where "block" is one of the scopes.
         source: where that is said.
@@ -46,6 +47,7 @@ class TensorRules:
     block_sizes: tuple[int, ...]
     source: str
     symmetric_types: tuple[IntegerType, ...] = ()
+    output_types: tuple[IntegerType, ...] = ()
 
     def is_symmetric(self, type: IntegerType) -> bool:
         """Whether the zero point of a tensor of this type must be 0."""
@@ -288,6 +290,7 @@ def _tensor_rules(parent: _Table, key: str) -> TensorRules:
         block_sizes=_block_sizes(table),
         source=table.text("source"),
         symmetric_types=table.types("symmetric_types", []),
+        output_types=table.types("output_types", []),
     )
     table.end()
     if not rules.types or not rules.granularity:

@@ -80,6 +80,11 @@ def place(node: ir.Node, site: Site) -> None:
     node.replace_input_with(0, site.cast(site.source(0).value, ir.DataType.INT32))
 
 
+def shape(node: ir.Node, site: Site) -> None:
+    """Shape: of the levels."""
+    node.replace_input_with(0, site.source(0, channels=True).value)
+
+
 def pool(node: ir.Node, site: Site) -> None:
     """MaxPool; its second output, places, is not known."""
     if len(node.outputs) > 1 and node.outputs[1].uses():

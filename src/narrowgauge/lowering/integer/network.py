@@ -64,6 +64,7 @@ REWRITES: dict[str, Rewrite] = {
          "ReverseSequence"),
         movement.move,
     ),
+    "Shape": movement.shape,
     "ArgMax": movement.place,
     "ArgMin": movement.place,
     "MaxPool": movement.pool,
