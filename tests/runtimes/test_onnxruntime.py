@@ -7,12 +7,32 @@ from pathlib import Path
 import numpy as np
 
 from narrowgauge.core.encoding import Encoding
-from narrowgauge.core.granularity import PerAxis
+from narrowgauge.core.granularity import PerAxis, PerTensor
 from narrowgauge.core.numbers import integer_type
 from narrowgauge.exporters.onnx import write_onnx
 from narrowgauge.runtimes.engines import open_program
 from tests.lowering.integer.networks import simulated
 from tests.passes.networks import node
+
+
+def test_results_with_a_scale_for_each_channel_run(tmp_path: Path) -> None:
+    one = Encoding(
+        type=integer_type("uint8"),
+        granularity=PerTensor(),
+        scale=np.asarray(0.05, np.float32),
+        zero_point=np.asarray(100, np.int32),
+    )
+    many = Encoding(
+        type=integer_type("uint8"), granularity=PerAxis(-1), scale=np.asarray([0.1, 0.2, 0.4, 0.8], np.float32),
+        zero_point=np.asarray([100, 90, 128, 200], np.int32),
+    )  # fmt: skip
+    nodes = [node("MatMul", "a b", "y")]
+    qdq = simulated(nodes, {"a": ["n", 4], "b": [4, 4]}, {"a": one, "b": one, "y": many})
+    write_onnx(qdq, tmp_path / "simulated.onnx")
+    rng = np.random.default_rng(2)
+    feed = {"a": rng.normal(size=(3, 4)).astype(np.float32), "b": rng.normal(size=(4, 4)).astype(np.float32)}
+    found = open_program(tmp_path / "simulated.onnx").run(feed)["y"]
+    assert (np.abs(found - feed["a"] @ feed["b"]) <= many.scale / 2 + 0.3).all()
 
 
 def test_activations_with_a_scale_for_each_channel_run(tmp_path: Path) -> None:

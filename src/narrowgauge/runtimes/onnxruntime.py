@@ -69,14 +69,14 @@ def open_program(path: Path, *, threads: int | None = None) -> Program:
 def _rounds_channels(network: ir.Model) -> bool:
     """Whether an activation has a scale for each channel.
 
-    ONNX Runtime (1.31) fuses the product behind such a DequantizeLinear into an operator that takes one scale, and
-    fails in the first run.
+    ONNX Runtime (1.31) fuses the product behind such a DequantizeLinear, or before such a QuantizeLinear, into an
+    operator that takes one scale, and fails in the first run.
     """
     for node in network.graph:
-        if is_operator(node, "DequantizeLinear") and not node.attributes.get_int("block_size", 0):
-            levels, scale = node.inputs[:2]
+        if is_operator(node, "QuantizeLinear", "DequantizeLinear") and not node.attributes.get_int("block_size", 0):
+            value, scale = node.inputs[:2]
             several = scale is not None and scale.shape is not None and scale.shape.rank() == 1
-            if several and levels is not None and not is_constant(levels):
+            if several and value is not None and not is_constant(value):
                 return True
     return False
 
