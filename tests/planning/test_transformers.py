@@ -236,3 +236,11 @@ def test_rows_of_a_table_are_levels_of_it() -> None:
     assert plan.encodings["words"] is plan.encodings["t"]
     assert kind(plan, "t") == "int16 PerTensor"
     assert sqnr(run(model, {"x": numbers}), run(lower_to_qdq(model, plan), {"x": numbers})) > 25
+
+
+def test_wide_levels_leave_room_for_what_calibration_did_not_see() -> None:
+    model, plan = plan_of()
+    encoding, found = plan.encodings["y"], seen(model, feed()).of("y")
+    assert isinstance(encoding, Encoding)
+    reach = max(-found.minimum, found.maximum)
+    assert float(encoding.maximum) == pytest.approx(2 * reach, rel=1e-3)

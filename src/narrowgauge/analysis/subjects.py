@@ -15,7 +15,7 @@ from narrowgauge.errors import ModelError
 from narrowgauge.graph.engine import weight_bytes
 from narrowgauge.importers.opening import read
 from narrowgauge.runtimes.engines import engine_for, engines_for, file_bytes, open_program
-from narrowgauge.runtimes.onnxruntime import open_run
+from narrowgauge.runtimes.onnxruntime import open_run, rounds_channels
 from narrowgauge.runtimes.program import Program
 
 ROWS_PER_RUN = 8
@@ -76,7 +76,7 @@ def subject(model: Any, *, runtime: str = "") -> Subject:
     source = network if onnx_file is None else onnx_file
 
     def opened(threads: int | None) -> Program:
-        run = open_run(source, threads=threads)
+        run = open_run(source, threads=threads, simulate=rounds_channels(network))
         return Program(inputs=input_specs(network), outputs=output_names(network), run=run)
 
     return Subject(

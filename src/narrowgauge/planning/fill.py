@@ -188,9 +188,10 @@ def _group_encoding(ranges: _Ranges, slots: list[ActivationSlot], target: Target
     if factor is not None:
         return factor
     found = [ranges.of(slot, symmetric=symmetric) for slot in slots]
+    room = 2.0**target.activations.headroom_bits if kind.bits >= 16 else 1.0
     return encoding_from_range(
-        min(one.minimum for one in found),
-        max(one.maximum for one in found),
+        room * min(one.minimum for one in found),
+        room * max(one.maximum for one in found),
         kind,
         PerTensor(),
         symmetric=symmetric,

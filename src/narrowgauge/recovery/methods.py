@@ -37,7 +37,8 @@ _OPTIMIZING_BYTES = 3 * 2**28  # of activations that are alive between two layer
 _OPTIMIZING_BATCH = 8
 _ROUND_BITS = 7
 
-# Noise above which costly methods are tried without being asked for: 17 dB, and 15 dB.
+# Noise above which methods that cost something are tried without being asked for: 25 dB, 17 dB, and 15 dB.
+_WIDEN_ABOVE = 0.003
 _OPTIMIZE_ABOVE = 0.02
 _CAP_ABOVE = 0.03
 
@@ -272,7 +273,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             name="widen-streams", apply=_widen_streams, cost=0.1, structural=True,
-            worthwhile=lambda state, noise: noise > _OPTIMIZE_ABOVE,
+            worthwhile=lambda state, noise: noise > _WIDEN_ABOVE,
             meaning="hold residual streams in more bits, where the target's additions and normalizations take them",
         ),
         Method(

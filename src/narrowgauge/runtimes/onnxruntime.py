@@ -21,7 +21,7 @@ from narrowgauge.importers.onnx import read
 from narrowgauge.runtimes.inner import Inner, value_of
 from narrowgauge.runtimes.program import Array, Program, Run
 
-__all__ = ["Run", "open_inner", "open_program", "open_run", "open_steps"]
+__all__ = ["Run", "open_inner", "open_program", "open_run", "open_steps", "rounds_channels"]
 
 Steps = Callable[[Mapping[str, Array], Mapping[str, Array]], dict[str, Array]]
 
@@ -62,11 +62,11 @@ def open_program(path: Path, *, threads: int | None = None) -> Program:
     """
     network = read(path)
     outputs = tuple(str(value.name) for value in network.graph.outputs)
-    run = open_run(path, threads=threads, simulate=_rounds_channels(network))
+    run = open_run(path, threads=threads, simulate=rounds_channels(network))
     return Program(inputs=input_specs(network), outputs=outputs, run=run)
 
 
-def _rounds_channels(network: ir.Model) -> bool:
+def rounds_channels(network: ir.Model) -> bool:
     """Whether an activation has a scale for each channel.
 
     ONNX Runtime (1.31) fuses the product behind such a DequantizeLinear, or before such a QuantizeLinear, into an

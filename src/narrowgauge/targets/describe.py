@@ -121,9 +121,9 @@ def _tensor_rules(rules: TensorRules) -> str:
     sizes = f" (blocks of {_list(rules.block_sizes)})" if rules.block_sizes else ""
     powers = " Scales are powers of two." if rules.power_of_two else ""
     outputs = f" Of the network's outputs: {_names(rules.output_types)}." if rules.output_types else ""
-    return (
-        f"{_names(rules.types)}; {_zero_point(rules)}; one scale {_scopes(rules.granularity)}{sizes}.{powers}{outputs}"
-    )
+    room = f" 16-bit levels leave {rules.headroom_bits} bit above what was seen." if rules.headroom_bits else ""
+    kinds = f"{_names(rules.types)}; {_zero_point(rules)}; one scale {_scopes(rules.granularity)}{sizes}."
+    return f"{kinds}{powers}{outputs}{room}"
 
 
 def _zero_point(rules: TensorRules) -> str:

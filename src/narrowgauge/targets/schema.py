@@ -35,6 +35,7 @@ class TensorRules:
         symmetric_types: types of which that holds even where `symmetric` is false (TFLite's int16 beside its int8).
         granularity: scopes of one scale, the preferred one first.
         output_types: types of the network's own outputs, the preferred one first; empty for any of `types`.
+        headroom_bits: bits of 16-bit levels that lie above what calibration saw, so that other data do not saturate.
         power_of_two: scales must be powers of two.
         block_sizes: elements per scale where "block" is one of the scopes.
         source: where that is said.
@@ -48,6 +49,7 @@ class TensorRules:
     source: str
     symmetric_types: tuple[IntegerType, ...] = ()
     output_types: tuple[IntegerType, ...] = ()
+    headroom_bits: int = 0
 
     def is_symmetric(self, type: IntegerType) -> bool:
         """Whether the zero point of a tensor of this type must be 0."""
@@ -291,8 +293,11 @@ def _tensor_rules(parent: _Table, key: str) -> TensorRules:
         source=table.text("source"),
         symmetric_types=table.types("symmetric_types", []),
         output_types=table.types("output_types", []),
+        headroom_bits=table.take("headroom_bits", int, 0),
     )
     table.end()
+    if not 0 <= rules.headroom_bits <= 8:
+        raise TargetError(f"{key}: expected headroom_bits 0 to 8, got {rules.headroom_bits}")
     if not rules.types or not rules.granularity:
         raise TargetError(f"{key}: expected at least one type and one granularity")
     if ("block" in rules.granularity) != bool(rules.block_sizes):
