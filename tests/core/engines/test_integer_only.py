@@ -52,6 +52,15 @@ def test_a_layer_s_sum_and_its_bias_are_rounded_once(seed: int, output: Encoding
     assert (np.abs(found - clipped) <= 0.5 + 1e-4).all()
 
 
+def test_a_bias_that_no_integer_holds_is_refused() -> None:
+    layer = Layer(
+        kind="product", input=one("uint8", 2.0**-60), weights=one("int8", 2.0**-10), output=one("uint8", 0.1),
+        bias=np.ones(3),
+    )  # fmt: skip
+    with pytest.raises(PlanError, match="a bias is 1.2e\\+21 units of its sums"):
+        INTEGER_ONLY.layer(layer)
+
+
 def test_shifts_of_the_inputs_are_shifts_of_the_weights() -> None:
     rng = np.random.default_rng(3)
     shifts, points = rng.integers(0, 6, 8), rng.integers(0, 256, 8)

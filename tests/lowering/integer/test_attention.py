@@ -209,6 +209,58 @@ def test_the_number_of_tokens_may_be_unknown(kind: LogEncoding | NormalizedEncod
         open_session(found.model, threads=1).run(["y"], feed)
 
 
+@pytest.mark.parametrize("kind", [SHARES, CODES_4])
+def test_probabilities_may_have_fewer_axes_than_values(kind: LogEncoding | NormalizedEncoding) -> None:
+    generator = np.random.default_rng(10)
+    kinds = {"x": encoding("uint8", 0.05, 3), "v": encoding("uint8", 0.02, 120), "y": encoding("uint8", 0.01, 99)}
+    levels = {"x": logits(generator, (5, 20), kinds["x"]), "v": random_levels(generator, (2, 3, 20, 4), kinds["v"])}
+    qdq = simulated({**kinds, "p": kind}, {"x": [5, 20], "v": ["n", 3, 20, 4]})
+    found = lowered(qdq, INTEGER_ONLY)  # every shape in it is checked
+    assert found.refusals == ()
+    result = levels_of(found.model, {name: real(one, kinds[name]) for name, one in levels.items()})
+    exponentials = share_weights(kind, 20)[share_levels(float(np.float32(0.05)), kind, count=256)]
+    form = deferred_softmax(exponentials, kinds["v"], kinds["y"])
+    expected = form.levels(levels["x"].astype(np.int64), steps(levels["v"], kinds["v"]))
+    np.testing.assert_array_equal(result["y_quantized"], expected)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8", "int16"])
+def test_an_activation_function_behind_the_product_cuts_its_levels(kind: str) -> None:
+    generator = np.random.default_rng(11)
+    kinds = {"x": encoding("uint8", 0.05, 3), "v": encoding("uint8", 0.02, 120), "y": encoding(kind, 0.01, 99)}
+    levels = {"x": logits(generator, (2, 4, 9), kinds["x"]), "v": random_levels(generator, (2, 9, 3), kinds["v"])}
+    found = computed(
+        {**kinds, "p": SHARES}, levels, [*ATTENTION[:1], node("MatMul", "p v", "m"), node("Relu", "m", "y")]
+    )
+    form = deferred_softmax(exponential_table(float(np.float32(0.05)), bits=8), kinds["v"], kinds["y"])
+    expected = form.levels(levels["x"].astype(np.int64), steps(levels["v"], kinds["v"]))
+    assert (expected < 99).any()
+    np.testing.assert_array_equal(found["y_quantized"], np.maximum(expected, 99))
+
+
+@pytest.mark.parametrize("output", ["uint8", "uint16"])
+def test_an_affine_softmax_takes_rows_of_any_extent(output: str) -> None:
+    kinds = {"x": encoding("uint8", 0.05, 3), "y": encoding(output, 1 / (2 ** integer_type(output).bits - 1))}
+    found = lowered(simulated(kinds, {"x": ["n", 4, "t"]}, [node("Softmax", "x", "y")]), INTEGER_ONLY)
+    assert found.refusals == ()
+    table, most = exponential_table(float(kinds["x"].scale), count=256), integer_type(output).maximum
+    generator = np.random.default_rng(12)
+    for tokens in (1, 7, 300, 70_000):
+        wide = (levels := logits(generator, (1, 4, tokens), kinds["x"])).astype(np.int64)
+        result = levels_of(found.model, {"x": real(levels, kinds["x"])})
+        parts = table[wide.max(axis=-1, keepdims=True) - wide]
+        total = parts.sum(axis=-1, keepdims=True)
+        quotient, rest = np.divmod(2 * most * parts + total, 2 * total)
+        expected = quotient - ((rest == 0) & (quotient % 2 == 1))  # half to even
+        np.testing.assert_array_equal(result["y_quantized"], expected)
+
+
+def test_engines_with_exponentials_in_real_numbers_refuse_rows_of_unknown_extent() -> None:
+    kinds = {"x": encoding("uint8", 0.05, 3), "y": encoding("uint8", 1 / 256)}
+    found = lowered(simulated(kinds, {"x": ["n", "t"]}, [node("Softmax", "x", "y")]), KERNELS["xnnpack"])
+    assert [one.reason for one in found.refusals] == ["the extent of its axis is not known"]
+
+
 @pytest.mark.parametrize("kind", ["uint8", "int16"])
 def test_an_affine_softmax_stays_one(kind: str) -> None:
     kinds = {
@@ -293,3 +345,33 @@ def test_what_is_left_in_real_numbers_is_what_it_was(change: dict[str, AnyEncodi
     results = [open_session(model, threads=1).run(["y"], feed)[0] for model in (qdq, found.model)]
     assert np.abs(results[0] - results[1]).max() <= 0.0101
     assert np.abs(results[0]).max() > 0.1
+
+
+@pytest.mark.parametrize("shape", [(5, 20), (1, 20), (4, 5, 20), (5, 5, 20)])
+def test_a_product_with_a_vector_is_left_in_real_numbers(shape: tuple[int, ...]) -> None:
+    generator = np.random.default_rng(13)
+    kinds = {"x": encoding("uint8", 0.05, 3), "v": encoding("uint8", 0.02, 99), "y": encoding("uint8", 0.01, 120)}
+    levels = {"x": logits(generator, shape, kinds["x"]), "v": random_levels(generator, (20,), kinds["v"])}
+    qdq = simulated({**kinds, "p": SHARES}, {"x": ["n", *shape[1:]], "v": [20]})
+    found = lowered(qdq, INTEGER_ONLY)
+    reasons = {one.operator: one.reason for one in found.refusals}
+    assert reasons["MatMul"] == "its values have no axis of channels"
+    feed = {name: real(one, kinds[name]) for name, one in levels.items()}
+    results = [open_session(model, threads=1).run(["y"], feed)[0] for model in (qdq, found.model)]
+    assert results[1].shape == shape[:-1]
+    assert np.abs(results[0] - results[1]).max() <= 0.0101
+
+
+def test_a_factor_of_more_axes_is_left_in_real_numbers() -> None:
+    generator = np.random.default_rng(14)
+    kinds = {"x": encoding("uint8", 0.05, 3), "v": encoding("uint8", 0.02, 99), "y": encoding("uint8", 0.01, 120)}
+    levels = {"x": logits(generator, (2, 4, 9), kinds["x"]), "v": random_levels(generator, (2, 9, 3), kinds["v"])}
+    nodes = [node("Mul", "x factor", "z"), node("Softmax", "z", "p"), node("MatMul", "p v", "y")]
+    shapes = {name: ["n", *one.shape[1:]] for name, one in levels.items()}
+    qdq = simulated({**kinds, "p": SHARES}, shapes, nodes, {"factor": np.full((1, 1, 1, 1), 0.125, np.float32)})
+    found = lowered(qdq, INTEGER_ONLY)
+    assert {"Mul", "Softmax"} <= {one.operator for one in found.refusals}
+    feed = {name: real(one, kinds[name]) for name, one in levels.items()}
+    results = [open_session(model, threads=1).run(["y"], feed)[0] for model in (qdq, found.model)]
+    assert results[1].shape == (1, 2, 4, 3)
+    assert np.abs(results[0] - results[1]).max() <= 0.0101

@@ -104,6 +104,44 @@ def test_sums_of_tensors_are_the_weighted_sum(seed: int, operator: str, one: boo
     np.testing.assert_array_equal(result["y_quantized"], expected)
 
 
+def test_one_number_for_all_channels_is_added_to_each() -> None:
+    rng = np.random.default_rng(10)
+    kinds = {"a": encoding("int8", 0.05, -9), "b": factor(rng), "y": factor(rng, base=0.02)}
+    feed = {"a": random_levels(rng, (2, 5, 1), kinds["a"]), "b": random_levels(rng, (2, 5, SIZE), kinds["b"])}
+    result = run([node("Add", "a b", "y")], kinds, {}, feed)  # checks every shape
+    form = weighted_sum((kinds["a"], kinds["b"]), kinds["y"])
+    expected = form.levels(feed["a"].astype(np.int64), feed["b"].astype(np.int64))
+    np.testing.assert_array_equal(result["y_quantized"], expected)
+
+
+def long_layer(size: int) -> tuple[dict[str, Encoding], dict[str, np.ndarray]]:
+    """Greatest weights of many inputs, shifted by up to 10, zero points of 0, and the encoding of their sum."""
+    kind = Encoding(
+        type=integer_type("uint8"), granularity=PowerOfTwoFactor(-1),
+        scale=np.ldexp(np.float32(0.5), np.arange(size) % 11).astype(np.float32), zero_point=np.zeros(size, np.int32),
+    )  # fmt: skip
+    weights = encoding("int8_narrow", 0.5)
+    return {"x": kind, "w": weights, "y": encoding("uint8", size * 2.0**13)}, {
+        "w": np.full((size, 1), 63.5, np.float32)
+    }
+
+
+def test_sums_of_shifted_weights_exceed_32_bits() -> None:
+    kinds, constants = long_layer(4096)
+    feed = {"x": np.full((1, 4096), 255, np.uint8)}
+    result = run([node("MatMul", "x w", "y")], kinds, constants, feed)
+    exact = values(feed["x"], kinds["x"]) @ constants["w"].astype(np.float64)
+    assert exact.max() / 0.25 > 2**32  # in the unit of the sums
+    assert 0 < result["y_quantized"].item() < 255
+    near(result["y_quantized"], exact, kinds["y"])
+
+
+def test_more_inputs_than_digits_add_up_of_in_32_bits_are_refused() -> None:
+    kinds, constants = long_layer(65_794)
+    found = integer_network(simulated([node("MatMul", "x w", "y")], {"x": [1, 65_794]}, kinds, constants), INTEGER_ONLY)
+    assert [one.reason for one in found.refusals] == ["it adds up 65794 products, of at most 65793 32 bits hold"]
+
+
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_gelu_has_a_table_for_each_channel(approximate: str) -> None:
     rng = np.random.default_rng(5)

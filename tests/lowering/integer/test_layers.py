@@ -183,6 +183,24 @@ def test_products(case: Case, rows: tuple[int, ...], form: str) -> None:
         check(case, "MatMul", (width, 6), (*rows, width), sums, "product", axis=1)
 
 
+@pytest.mark.parametrize(
+    ("rule", "type", "inputs", "refused"),
+    [
+        ("integer-only", "uint8", 66_000, False), ("integer-only", "uint8", 66_400, True),
+        ("integer-only", "int16", 66_000, False), ("integer-only", "int16", 66_400, True),
+    ],
+)  # fmt: skip
+def test_more_products_than_32_bits_hold_are_refused(rule: str, type: str, inputs: int, refused: bool) -> None:
+    kinds = {"x": encoding(type, 1.0), "w": encoding("int8_narrow", 1.0), "y": encoding(type, inputs * 127.0)}
+    weights = np.full((inputs, 1), 127, np.float32)
+    found = lowered(simulated([node("MatMul", "x w", "y")], {"x": [1, inputs]}, kinds, {"w": weights}), KERNELS[rule])
+    expected = [f"it adds up {inputs} products, which 32 bits may not hold"] if refused else []
+    assert [one.reason for one in found.refusals] == expected
+    if not refused:
+        result = levels_of(found.model, {"x": np.full((1, inputs), 250, np.float32)})
+        assert result["y_quantized"].item() == 250
+
+
 def test_a_wide_product_of_16_bit_levels_is_the_one_in_float64() -> None:
     """More channels than thresholds are searched for, and a multiplier of 31 bits misses some of them."""
     rng = np.random.default_rng(0)

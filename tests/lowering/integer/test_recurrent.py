@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tests.core.test_tflite_recurrent import random_layer
 
 from narrowgauge.core.encoding import Encoding
 from narrowgauge.core.engines.arithmetics import KERNELS
@@ -18,6 +17,7 @@ from narrowgauge.core.plan import Plan
 from narrowgauge.graph.recurrent import CELL_CLIP, CELL_SCALE, COUPLED_INPUT
 from narrowgauge.importers.tflite import convert
 from narrowgauge.lowering.qdq import QdqStyle, lower_to_qdq
+from tests.core.engines.test_tflite_recurrent import random_layer
 from tests.importers.tflite_networks import opened
 from tests.lowering.integer.networks import encoding, levels_of, lowered
 from tests.passes.recurrent_networks import in_integers, recurrent

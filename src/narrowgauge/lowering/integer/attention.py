@@ -11,7 +11,6 @@ import numpy as np
 import onnx_ir as ir
 
 from narrowgauge.core.encoding import Encoding, LogEncoding, NormalizedEncoding
-from narrowgauge.core.engines.integer_sums import channel_limits
 from narrowgauge.core.engines.kernels import Layer
 from narrowgauge.core.granularity import PerTensor
 from narrowgauge.core.integer_exponential import code_weights, exponential_table
@@ -23,10 +22,10 @@ from narrowgauge.errors import PlanError
 from narrowgauge.graph.edits import take_place
 from narrowgauge.graph.shapes import dimensions
 from narrowgauge.lowering.integer import softmax as affine
-from narrowgauge.lowering.integer.elementwise import places
 from narrowgauge.lowering.integer.emitter import Result, Site, Source, result_of
 from narrowgauge.lowering.integer.layers import zero_point_of
 from narrowgauge.lowering.integer.rescaling import Sums, look_up, write_levels
+from narrowgauge.lowering.integer.sums import within_result
 from narrowgauge.lowering.probabilities import is_kept, keep_encoding, probabilities_behind, probabilities_of
 
 _SHIFT = 15
@@ -67,7 +66,7 @@ def softmax(node: ir.Node, site: Site) -> None:
         levels = _log_int_softmax(site, source, scaled, encoding, sizes[-1] if sizes else None)
     else:
         table = share_levels(float(scaled.scale), encoding, count=2**scaled.type.bits)
-        levels = look_up(site, table.astype(encoding.type.storage), _differences(site, source))
+        levels = look_up(site, table.astype(encoding.type.storage), affine.differences(site, source, -1))
     keep_encoding(levels, encoding)
     take_place(levels, old)
 
@@ -116,7 +115,7 @@ def product(node: ir.Node, site: Site) -> None:
 
     Raises:
         PlanError: `softmax` refused; or there are too many tokens, or values or output have several scales, or values
-            more than 8 bits.
+            more than 8 bits or one axis alone.
     """
     found = probabilities_of(node.inputs[0])
     if found is None or not is_kept(found[0]):
@@ -125,14 +124,17 @@ def product(node: ir.Node, site: Site) -> None:
     values, result = site.source(1), result_of(node.outputs[0])
     if values.encoding.type.bits > 8:
         raise PlanError(f"expected values of 8 bits behind probabilities, got {values.encoding.type.name}")
+    if values.value.shape is None or len(values.value.shape) < 2:  # rows of sums, divided by a column, have channels
+        raise PlanError("its values have no axis of channels")
     tokens = _tokens(node)
     if isinstance(encoding, LogEncoding) and not encoding.normalized:
         site.write(_attention_by_shifts(site, levels, values, encoding, result), result)
         return
     weights = share_weights(encoding, tokens)
     bytes_, kind = _bytes(site, levels, weights), ir.DataType.INT32 if tokens else ir.DataType.INT64
-    sums = _sums(site, bytes_, values.value, zero_point_of(values), kind)
-    total = _sums(site, bytes_, _ones(site, levels, tokens), 0, kind)
+    sums = _sums(site, bytes_, values.value, zero_point_of(values), kind, node.outputs[0].shape)
+    row = ir.Shape([*levels.shape[:-1], 1]) if levels.shape is not None else None
+    total = _sums(site, bytes_, _ones(site, levels, tokens), 0, kind, row)
     form = deferred_softmax(np.array([weights.max()]), values.encoding, result.encoding)
     site.write(_divided(site, sums, total, form, tokens or _MOST_TOKENS, result), result)
 
@@ -156,16 +158,6 @@ def _ones(site: Site, levels: ir.Value, tokens: int | None) -> ir.Value:
     return site.add("Slice", ones, first, count, first, shape=ir.Shape([None, 1]))
 
 
-def _differences(site: Site, source: Source) -> ir.Value:
-    """Subtract each level from the greatest of its row, int32."""
-    shape = source.value.shape
-    level = source.value if source.encoding.type.bits == 8 else places(site, source)
-    of_row = ir.Shape([None] * len(shape)) if shape is not None else None
-    greatest = site.add("ReduceMax", level, site.constant([-1], "last", np.int64), shape=of_row, keepdims=1)
-    kind = ir.DataType.INT32
-    return site.add("Sub", site.cast(greatest, kind), site.cast(level, kind), shape=shape)
-
-
 def _bytes(site: Site, levels: ir.Value, weights: Integers) -> list[tuple[ir.Value, int]]:
     """Write what levels weigh as bytes, each with its unit."""
     if len(weights) > 256:  # levels of two bytes are their own weights
@@ -184,27 +176,24 @@ def _both_bytes(site: Site, levels: ir.Value) -> list[tuple[ir.Value, int]]:
 
 
 def _sums(
-    site: Site, parts: list[tuple[ir.Value, int]], values: ir.Value, zero_point: int, kind: ir.DataType
+    site: Site, parts: list[tuple[ir.Value, int]], values: ir.Value, zero_point: int, kind: ir.DataType,
+    shape: ir.Shape | None,
 ) -> ir.Value:  # fmt: skip
-    """Multiply rows of bytes with values, levels of 8 bits as they are kept, and add the bytes up in a type."""
+    """Multiply rows of bytes with values, levels of 8 bits as they are kept, and add the bytes up in a type.
+
+    The product is of the given shape.
+    """
     zeros = [site.constant(number, f"zero_{number}", np.uint8) for number in (0, zero_point)]
     total: ir.Value | None = None
     for part, unit in parts:
         sums = site.add("MatMulInteger", part, values, *zeros, type=ir.DataType.INT32)
-        sums.shape = _columns(site.node.outputs[0].shape, values)
+        sums.shape = shape
         sums = site.cast(sums, kind)
         if unit > 1:
             sums = site.add("Mul", sums, site.constant(unit, "unit", kind.numpy()))
         total = sums if total is None else site.add("Add", total, sums)
     assert total is not None  # some level weighs something
     return total
-
-
-def _columns(shape: ir.Shape | None, values: ir.Value) -> ir.Shape | None:
-    """The product's shape with as many columns as the values have."""
-    if shape is None or values.shape is None:
-        return None
-    return ir.Shape([*shape[:-1], values.shape[-1]])
 
 
 def _divided(
@@ -226,10 +215,7 @@ def _divided(
     steps = site.add("BitShift", raised, site.constant(form.shift, "shift", np.uint64), direction="RIGHT")
     moved = form.zero_point + result.offset - positive
     levels = site.add("Add", site.cast(steps, ir.DataType.INT32), site.constant(moved, "zero_point", np.int32))
-    low, high = (each + result.offset for each in channel_limits(result.encoding, result.rounding.bounds))
-    levels = site.add("Max", levels, site.constant(low, "low", np.int32))
-    levels = site.add("Min", levels, site.constant(high, "high", np.int32))
-    return site.cast(levels, ir.DataType.from_numpy(np.dtype(result.type)))
+    return within_result(site, levels, result)
 
 
 # --- logarithms of probabilities: FQ-ViT's Log-Int-Softmax
@@ -245,9 +231,8 @@ def _log_int_softmax(
         raise PlanError("the number of its tokens is not known, and so not whether 32 bits hold their sum")
     table = exponential_table(float(scaled.scale), bits=_EXPONENTIAL_BITS, count=2**scaled.type.bits)
     form = log_int_softmax(table, bits=encoding.type.bits, threshold=encoding.threshold, tokens=tokens)
-    part = look_up(site, table.astype(np.int32), _differences(site, source))
-    total = site.add("ReduceSum", part, site.constant([-1], "last", np.int64), keepdims=1)
-    total.shape = ir.Shape([None] * len(part.shape)) if part.shape is not None else None
+    part = look_up(site, table.astype(np.int32), affine.differences(site, source, -1))
+    total = affine.of_rows(site, "ReduceSum", part, -1)
     ratio = site.add("Mul", total, site.constant(1 << form.fraction_bits, "fraction", np.int32))
     some = site.add("Max", part, site.constant(1, "least_part", np.int32))  # a row's ratio to 0 is beyond every code
     ratio = site.add("Div", ratio, some, shape=part.shape)
@@ -276,7 +261,8 @@ def _attention_by_shifts(
     """Sum values that codes shift, `attention_by_shifts`, and write them in the output's levels."""
     weights = code_weights(bits=encoding.type.bits, shift=_SHIFT)[:-1].copy()
     weights[-1] = 0
-    sums = _sums(site, _bytes(site, levels, weights), values.value, zero_point_of(values), ir.DataType.INT32)
+    parts, shape = _bytes(site, levels, weights), site.node.outputs[0].shape
+    sums = _sums(site, parts, values.value, zero_point_of(values), ir.DataType.INT32, shape)
     unit = Encoding(
         type=IntegerType(bits=16, signed=False), granularity=PerTensor(), scale=np.array(2.0**-_SHIFT, np.float32),
         zero_point=np.zeros((), np.int32),

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from narrowgauge.core.engines.integer_sums import channel_limits
 from narrowgauge.core.integer_layernorm import LayerNormForm, layernorm_form
 from narrowgauge.core.integer_width import LARGEST_INT32
 from narrowgauge.errors import PlanError
 from narrowgauge.graph.constants import constant_array
 from narrowgauge.graph.shapes import dimensions
 from narrowgauge.lowering.integer.emitter import Result, Site, Source, offset, result_of
+from narrowgauge.lowering.integer.sums import within_result
 
 _BUCKET_BITS = 10
 """Of a magnitude, those that a first root is looked up by: 3/4 of 1024 entries, off by `2^-10` at most."""
@@ -225,11 +225,9 @@ def _cut(site: Site, steps: ir.Value, widths: _Widths, result: Result) -> ir.Val
     """Keep levels within the type, and within the bounds of an activation function; return them as they are kept."""
     if widths.form.root_bits == 31 and widths.form.shift_out < 32:
         raise PlanError("its output's scale is so small that levels exceed 32 bits before they are cut")
-    low, high = (each + result.offset for each in channel_limits(result.encoding, result.rounding.bounds))
     steps = site.cast(steps, ir.DataType.INT32)
     steps = _by(site, "Add", steps, result.offset, "offset") if result.offset else steps
-    steps = _by(site, "Min", _by(site, "Max", steps, low, "low"), high, "high")
-    return site.cast(steps, ir.DataType.from_numpy(np.dtype(result.type)))
+    return within_result(site, steps, result)
 
 
 def _by(site: Site, operator: str, value: ir.Value, number: npt.ArrayLike, suffix: str) -> ir.Value:

@@ -101,7 +101,12 @@ def form_of(
     site: Site, kind: LayerKind, source: Source, weights: Weights, bias: ir.Value | None, result: Result,
     groups: int = 1,
 ) -> LayerForm:  # fmt: skip
-    """Ask the engine's kernels how a layer's sums become levels, in float32 where that is the same."""
+    """Ask the engine's kernels how a layer's sums become levels, in float32 where that is the same.
+
+    Raises:
+        PlanError: the kernels refuse it, or 32 bits may not hold its sums.
+    """
+    _check_sums(site, source, weights)
     sizes = dimensions(site.node.inputs[0])
     unit = np.asarray(source.encoding.scale * weights.encoding.scale)
     layer = Layer(
@@ -125,6 +130,30 @@ def reach(source: Source, weights: Weights) -> tuple[Integers, Integers]:
     if source.encoding.type.bits == 8:
         return np.maximum(least, _INT32.min), np.minimum(greatest, _INT32.max)
     return least, greatest
+
+
+def _check_sums(site: Site, source: Source, weights: Weights) -> None:
+    """Refuse sums of products with bytes that int32 does not hold.
+
+    In engines with 32 bits for sums of 8-bit levels those wrap around, as they do here; the arithmetic that is defined
+    here has none that do.
+    """
+    if source.encoding.type.bits == 8 and not site.kernels.transformer_forms:
+        return
+    steps = (weights.levels - weights.zero_points).reshape(len(weights.levels), -1)
+    up, down = np.maximum(steps, 0).sum(axis=1), -np.minimum(steps, 0).sum(axis=1)
+    for zero in _byte_zero_points(source):
+        largest = np.maximum(up * (255 - zero) + down * zero, up * zero + down * (255 - zero))
+        if largest.max(initial=0) > _INT32.max:
+            raise PlanError(f"it adds up {steps.shape[1]} products, which 32 bits may not hold")
+
+
+def _byte_zero_points(source: Source) -> tuple[int, ...]:
+    """Return the zero point of 8-bit levels as they are kept, those of both bytes, low first, of 16-bit levels."""
+    if source.encoding.type.bits == 8:
+        return (zero_point_of(source),)
+    raised = zero_point_of(source) - int(np.iinfo(source.encoding.type.storage).min)
+    return raised & 255, raised >> 8
 
 
 def at_once(source: Source, weights: Weights, form: LayerForm, result: Result) -> bool:
@@ -170,17 +199,17 @@ def by_bytes(site: Site, source: Source, sums: Any, ends: tuple[Integers, Intege
         ends: the least and the greatest sum.
     """
     inside = bool(ends[0].min(initial=0) >= _INT32.min and ends[1].max(initial=0) <= _INT32.max)
-    zero_point = zero_point_of(source)
+    zero_points = _byte_zero_points(source)
     if source.encoding.type.bits == 8:
-        made: ir.Value = sums(source.value, zero_point, "input")
+        made: ir.Value = sums(source.value, zero_points[0], "input")
         return made
     shift = -np.iinfo(source.encoding.type.storage).min  # to levels from 0 on
     wide = site.cast(source.value, ir.DataType.INT32)
-    low = sums(site.cast(wide, ir.DataType.UINT8), (zero_point + shift) & 255, "low")
+    low = sums(site.cast(wide, ir.DataType.UINT8), zero_points[0], "low")
     raised = site.add("Add", wide, site.constant(shift, "raised", np.int32)) if shift else wide
     places = site.constant(8, "byte", np.uint32)
     high = site.add("BitShift", site.cast(raised, ir.DataType.UINT32), places, direction="RIGHT")
-    high = sums(site.cast(high, ir.DataType.UINT8), (zero_point + shift) >> 8, "high")
+    high = sums(site.cast(high, ir.DataType.UINT8), zero_points[1], "high")
     kind = ir.DataType.INT32 if inside else ir.DataType.INT64
     factor = site.constant(256, "base", np.int32 if inside else np.int64)
     high = site.add("Mul", site.cast(high, kind), factor)

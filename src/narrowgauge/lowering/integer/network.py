@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -93,12 +93,13 @@ def lower_to_integer(qdq: ir.Model, kernels: Kernels) -> ir.Model:
     return integer_network(qdq, kernels).model
 
 
-def integer_network(qdq: ir.Model, kernels: Kernels) -> Lowered:
+def integer_network(qdq: ir.Model, kernels: Kernels, kept: Mapping[str, str] | None = None) -> Lowered:
     """Write a Q/DQ network in integers as an engine computes it.
 
     Args:
         qdq: pairs of QuantizeLinear and DequantizeLinear around float operators; it is not changed.
         kernels: the engine's arithmetic.
+        kept: names of nodes that stay float also where they read and write levels, and why.
 
     Returns:
         A network of the same inputs and outputs, of operators of ONNX itself. Levels have the names and types that
@@ -113,6 +114,9 @@ def integer_network(qdq: ir.Model, kernels: Kernels) -> Lowered:
         if rewrite is None or node.graph is not model.graph or not _is_read(node):
             continue
         if is_operator(node, "QuantizeLinear") and not _reads_levels(node):
+            continue
+        if kept and node.name in kept:
+            reasons[node] = kept[str(node.name)]
             continue
         try:
             rewrite(node, Site(emitter=emitter, node=node))

@@ -29,7 +29,7 @@ from narrowgauge.lowering.integer.layers import (
 )
 from narrowgauge.lowering.integer.rescaling import Sums, clipped, kept_rescale, write_levels
 from narrowgauge.lowering.integer.shifted_products import shifted_product
-from narrowgauge.lowering.integer.sums import cut_by_channel
+from narrowgauge.lowering.integer.sums import within_result
 from narrowgauge.lowering.pairs import LEVELS, dequantized
 
 _INT32 = np.iinfo(np.int32)
@@ -148,7 +148,7 @@ def _product(site: Site, source: Source, weights: Weights, bias: ir.Value | None
     """Multiply rows, [..., inputs], with weights, [channels, inputs]."""
     if result.encoding.scale.ndim and result.rounding.clips:
         unbounded = replace(result, rounding=replace(result.rounding, clips=()))
-        return cut_by_channel(site, _product(site, source, weights, bias, unbounded), result)
+        return within_result(site, _product(site, source, weights, bias, unbounded), result)
     if source.encoding.scale.ndim:
         return shifted_product(site, source, weights, bias, result)
     form = form_of(site, "product", source, weights, bias, result)

@@ -130,7 +130,7 @@ def _computed(
     wide = site.cast(value, ir.DataType.INT64)
     total = site.add("Mul", wide, each(form.multiplier, "multiplier"))
     if form.fraction.any():
-        total = site.add("Add", total, _shifted_down(site, site.add("Mul", wide, each(form.fraction, "fraction"))))
+        total = site.add("Add", total, _whole(site, site.add("Mul", wide, each(form.fraction, "fraction"))))
     if form.below.any() or form.above.any():
         sign = _sign(site, value, negative=bool(form.below.any()), positive=bool(form.above.any()))
         total = site.add("Add", total, site.add("Mul", sign, each(np.maximum(form.above, -form.below), "inner")))
@@ -148,14 +148,13 @@ def _computed(
     if positive:
         reached = site.add("Sub", reached, site.constant(positive, "positive", np.int32))
     if beyond:
-        reached = site.add("Max", reached, site.constant(form.low, "floor", np.int32))
-        reached = site.add("Min", reached, site.constant(form.high, "ceiling", np.int32))
+        reached = cut(site, reached, form.low, form.high)
     if fitted.begins is not None:
         reached = _stepped(site, sums, value, reached, fitted, added)
     return site.cast(reached, kind)
 
 
-def _shifted_down(site: Site, product: ir.Value) -> ir.Value:
+def _whole(site: Site, product: ir.Value) -> ir.Value:
     """Shift products of at most 62 bits down by those of a fraction; BitShift takes unsigned numbers."""
     positive = site.add("Add", product, site.constant(2**62, "fraction_positive", np.int64))
     places = site.constant(FRACTION_BITS, "fraction_bits", np.uint64)
@@ -220,6 +219,12 @@ def look_up(site: Site, table: npt.NDArray[np.generic], places: ir.Value) -> ir.
     kind = ir.DataType.from_numpy(table.dtype)
     found = site.add("GatherElements", site.constant(table, "table"), flat, type=kind, shape=ir.Shape([None]), axis=0)
     return site.add("Reshape", found, shape, type=kind, shape=places.shape, allowzero=1)
+
+
+def cut(site: Site, levels: ir.Value, low: npt.ArrayLike, high: npt.ArrayLike) -> ir.Value:
+    """Keep levels, int32, between two ends, one number each or one for each channel of the last axis."""
+    levels = site.add("Max", levels, site.constant(low, "floor", np.int32))
+    return site.add("Min", levels, site.constant(high, "ceiling", np.int32))
 
 
 def clipped(site: Site, value: ir.Value, low: int, high: int) -> ir.Value:

@@ -15,6 +15,9 @@ from narrowgauge.lowering.integer.layers import Weights, bias_of
 from narrowgauge.lowering.integer.rescaling import Sums, write_levels
 
 _INT32 = np.iinfo(np.int32)
+_MOST_INPUTS = _INT32.max // (255 * 128)
+"""Of which products of levels of 8 bits with digits from -128 to 127 add up in int32."""
+
 _POSITIVE = 2**17
 """More than the greatest weight of 8 bits, shifted by 16, over 256."""
 
@@ -27,10 +30,12 @@ def shifted_product(site: Site, source: Source, weights: Weights, bias: ir.Value
     are computed from the weights and the shifts, constants both, which an engine does once: the file has 8-bit weights.
 
     Raises:
-        PlanError: levels of 16 bits, or sums beyond 62 bits.
+        PlanError: levels of 16 bits, more inputs than digits add up of in int32, or sums beyond 62 bits.
     """
     if source.encoding.type.bits != 8:
         raise PlanError(f"expected 8-bit levels with a scale for each channel, got {source.encoding.type.name}")
+    if weights.levels.shape[1] > _MOST_INPUTS:
+        raise PlanError(f"it adds up {weights.levels.shape[1]} products, of at most {_MOST_INPUTS} 32 bits hold")
     wide, taken, base = shifted_weights(weights.levels - weights.zero_points, source.encoding)
     unit = np.asarray(base.scale * weights.encoding.scale)
     form = site.kernels.layer(

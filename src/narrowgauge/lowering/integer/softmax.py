@@ -18,6 +18,9 @@ from narrowgauge.lowering.integer.elementwise import places
 from narrowgauge.lowering.integer.emitter import Site, Source, result_of
 from narrowgauge.lowering.integer.rescaling import look_up
 
+_MOST_NUMBERS = 2**28
+"""In a row of unknown extent. Exponentials of 15 bits times 2^16 levels, so many added up, stay within 62 bits."""
+
 
 def scaled_source(site: Site) -> tuple[Source, Encoding]:
     """Return the levels and what they stand for, times a constant that multiplies them first where one does.
@@ -34,13 +37,21 @@ def scaled_source(site: Site) -> tuple[Source, Encoding]:
     source, factor = site.source_of(levels, "input 0"), constant_scalar(other)
     if factor is None or factor <= 0:
         raise PlanError("it is multiplied by something else than a positive constant first")
+    if _rank(other, 0) > _rank(source.value, 1):
+        raise PlanError("it is multiplied by a constant of more axes first")
     return source, replace(source.encoding, scale=source.encoding.scale * np.float32(factor))
 
 
+def _rank(value: ir.Value | None, unknown: int) -> int:
+    return len(value.shape) if value is not None and value.shape is not None else unknown
+
+
 def softmax(node: ir.Node, site: Site) -> None:
-    """Softmax along an axis of known extent."""
+    """Softmax along an axis; its extent has to be known where the kernels' exponentials are numbers of float32."""
     sizes, axis = dimensions(node.inputs[0]), node.attributes.get_int("axis", -1)
     count = sizes[axis] if sizes else None
+    if count is None and site.kernels.transformer_forms:
+        count = _MOST_NUMBERS
     if not count:
         raise PlanError("the extent of its axis is not known")
     source, scale = scaled_source(site)
@@ -56,14 +67,24 @@ def softmax(node: ir.Node, site: Site) -> None:
     site.write(site.cast(levels, ir.DataType.from_numpy(np.dtype(result.type))), result)
 
 
+def differences(site: Site, source: Source, axis: int) -> ir.Value:
+    """Subtract each level from the greatest of its row, int32."""
+    level = source.value if source.encoding.type.bits == 8 else places(site, source)
+    greatest, kind = of_rows(site, "ReduceMax", level, axis), ir.DataType.INT32
+    return site.add("Sub", site.cast(greatest, kind), site.cast(level, kind), shape=level.shape)
+
+
+def of_rows(site: Site, operator: str, value: ir.Value, axis: int) -> ir.Value:
+    """Reduce each row along an axis, which stays as one of extent 1."""
+    found = site.add(operator, value, site.constant([axis], "axis", np.int64), keepdims=1)
+    found.shape = ir.Shape([None] * len(value.shape)) if value.shape is not None else None
+    return found
+
+
 def _exponentials(site: Site, source: Source, axis: int, table: npt.NDArray[np.int64]) -> tuple[ir.Value, ir.Value]:
     """Look up what each level's distance from the greatest of its row stands for; return that and the rows' sums."""
-    level = places(site, source)
-    axes, known = site.constant([axis], "axis", np.int64), source.value.shape
-    row = ir.Shape([None] * len(known)) if known is not None else None
-    greatest = site.add("ReduceMax", level, axes, shape=row, keepdims=1)
-    exponential = look_up(site, table, site.add("Sub", greatest, level, shape=known))
-    return exponential, site.add("ReduceSum", exponential, axes, shape=row, keepdims=1)
+    exponential = look_up(site, table, differences(site, source, axis))
+    return exponential, of_rows(site, "ReduceSum", exponential, axis)
 
 
 def _quotient(site: Site, source: Source, axis: int, form: SoftmaxForm, count: int) -> ir.Value:

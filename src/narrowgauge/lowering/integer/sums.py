@@ -11,6 +11,7 @@ from narrowgauge.core.engines.integer_sums import WeightedSum, channel_limits, w
 from narrowgauge.core.engines.kernels import Bounds
 from narrowgauge.lowering.integer.emitter import Result, Site, Source, offset
 from narrowgauge.lowering.integer.fitting import Integers
+from narrowgauge.lowering.integer.rescaling import cut
 
 
 def summed(
@@ -34,6 +35,7 @@ def summed(
     for number, (source, multiplier) in enumerate(zip(sources, form.multipliers, strict=True)):
         wide = site.cast(source.value, ir.DataType.INT64)
         term = site.add("Mul", wide, site.constant(multiplier, f"multiplier_{number}", np.int64))
+        term.shape = _with_channels(wide.shape, multiplier)
         total = term if total is None else _broadcast(site, total, term)
     assert total is not None  # there is an input
     total = site.add("Add", total, site.constant(addend + (positive << form.shift), "addend", np.int64))
@@ -42,18 +44,33 @@ def summed(
     reached = site.cast(steps, ir.DataType.INT32)
     if positive:
         reached = site.add("Sub", reached, site.constant(positive, "positive", np.int32))
-    reached = site.add("Max", reached, site.constant(form.low + result.offset, "floor", np.int32))
-    reached = site.add("Min", reached, site.constant(form.high + result.offset, "ceiling", np.int32))
+    reached = cut(site, reached, form.low + result.offset, form.high + result.offset)
     return site.cast(reached, ir.DataType.from_numpy(np.dtype(result.type)))
 
 
-def cut_by_channel(site: Site, value: ir.Value, result: Result) -> ir.Value:
-    """Keep levels, as they are kept, within the bounds of an activation function: other ones in every channel."""
-    low, high = channel_limits(result.encoding, result.rounding.bounds)
-    wide = site.cast(value, ir.DataType.INT32)
-    wide = site.add("Max", wide, site.constant(low + result.offset, "lowest", np.int32))
-    wide = site.add("Min", wide, site.constant(high + result.offset, "highest", np.int32))
-    return site.cast(wide, ir.DataType.from_numpy(np.dtype(result.type)))
+def within_result(site: Site, levels: ir.Value, result: Result) -> ir.Value:
+    """Keep levels, `Result.offset` included, within the type and the bounds of an activation function.
+
+    The bounds may be other levels in every channel of the last axis.
+
+    Args:
+        site: the operator.
+        levels: integers that int32 holds.
+        result: what they are.
+
+    Returns:
+        The levels as they are kept.
+    """
+    low, high = (each + result.offset for each in channel_limits(result.encoding, result.rounding.bounds))
+    levels = cut(site, site.cast(levels, ir.DataType.INT32), low, high)
+    return site.cast(levels, ir.DataType.from_numpy(np.dtype(result.type)))
+
+
+def _with_channels(shape: ir.Shape | None, numbers: Integers) -> ir.Shape | None:
+    """Return the shape of what is multiplied by numbers of the channels: a last axis of 1 has as many entries then."""
+    if shape is None or np.size(numbers) == 1:
+        return shape
+    return ir.Shape([*shape[:-1], np.size(numbers)])
 
 
 def _broadcast(site: Site, first: ir.Value, second: ir.Value) -> ir.Value:
