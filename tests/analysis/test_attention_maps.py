@@ -8,15 +8,23 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from narrowgauge.analysis.attention_maps import AttentionMaps, attention_maps, attentions, describe_attention
+from narrowgauge.analysis.attention_maps import (
+    AttentionMaps,
+    attention_maps,
+    attention_names,
+    attentions,
+    describe_attention,
+)
 from narrowgauge.analysis.attention_pictures import AttentionPicture
 from narrowgauge.analysis.probability_loss import round_probabilities
 from narrowgauge.analysis.records import AttentionHead
 from narrowgauge.core.encoding import AnyEncoding, NormalizedEncoding
 from narrowgauge.core.numbers import integer_type
 from narrowgauge.core.plan import Plan
+from narrowgauge.graph.block_roles import block_roles
 from tests.analysis.attention import WIDTH, attending, weights_of
 from tests.analysis.exact import batched
+from tests.graph.transformers import SIZE, TOKENS, Writer, pre_norm
 from tests.planning.networks import network, normal
 
 SHARES = NormalizedEncoding(type=integer_type("uint4"))
@@ -93,7 +101,7 @@ def test_what_moves_is_the_mean_distance_over_the_queries(heads: int) -> None:
     first = weights_of(tokens, heads)
     second = round_probabilities(first, SHARES)[1]
     assert [one.moved for one in found.heads] == pytest.approx(moved(first, second), rel=1e-3)
-    assert [(one.block, one.head, one.value) for one in found.heads] == [(0, head, "p") for head in range(heads)]
+    assert [(one.attention, one.head, one.value) for one in found.heads] == [(0, head, "p") for head in range(heads)]
     assert {(one.node, one.depth) for one in found.heads} == {
         (attentions(model)[0].node.name, attentions(model)[0].depth)
     }
@@ -199,7 +207,32 @@ def test_rows_that_are_masked_as_a_whole_weigh_nothing() -> None:
 @pytest.mark.parametrize(("share", "said"), [(0.0314, "3.1 %"), (0.0004, "0.04 %"), (0, "0 %")])
 def test_the_head_that_changes_most_is_named(share: float, said: str) -> None:
     heads = [
-        AttentionHead(node="n", value="p", depth=3, block=block, head=2, moved=share * block / 7) for block in (1, 7, 2)
+        AttentionHead(node="n", value="p", depth=3, attention=block, block=block, head=2, moved=share * block / 7)
+        for block in (1, 7, 2)
     ]
     where = "block 7" if share else "block 1"
     assert describe_attention(heads) == f"attention changes most in {where}, head 2: {said} of its weight moves"
+
+
+def test_attentions_are_named_by_the_blocks_of_roles_and_causes() -> None:
+    """One pools the tokens in front of all blocks; each block of a decoder has two."""
+    writer = Writer()
+    scores = writer.value("MatMul(x, across)")
+    x = writer.value(f"MatMul({writer.value(f'Softmax<axis = -1>({scores})')}, x)")
+    writer.weights["across"] = normal(SIZE, TOKENS)
+    for _ in range(2):
+        x = writer.value(f"Add({x}, {writer.attention(writer.norm(x))})")
+        x = pre_norm(writer, x)
+    model = writer.model(x)
+    found = attention_maps(model, model, NOTHING, batched(model, {"x": normal(1, TOKENS, SIZE)})[0])
+    assert found is not None
+    roles = block_roles(model)
+    blocks = [None if one.value not in roles else roles[one.value].block for one in found.heads]
+    assert [one.block for one in found.heads] == blocks
+    assert sorted({(one.attention, one.block) for one in found.heads}) == [(0, None), (1, 0), (2, 0), (3, 1), (4, 1)]
+    assert attention_names(found.heads) == {
+        0: "attention 0", 1: "block 0, attention 1", 2: "block 0, attention 2", 3: "block 1, attention 3",
+        4: "block 1, attention 4",
+    }  # fmt: skip
+    alone = [one for one in found.heads if one.attention in {0, 2}]
+    assert attention_names(alone) == {0: "attention 0", 2: "block 0"}

@@ -22,7 +22,9 @@ Array = np.ndarray
 
 def head(number: int, queries: int, keys: int, *, moved: float = 0.1, window: int | None = None) -> HeadMaps:
     both = np.abs(normal(2, queries, keys, seed=number))
-    record = AttentionHead(node="n", value="p", depth=0, block=number // 4, head=number % 4, moved=moved)
+    record = AttentionHead(
+        node="n", value="p", depth=0, attention=number // 4, block=None, head=number % 4, moved=moved
+    )
     return HeadMaps.of(record, window, both / both.sum(axis=-1, keepdims=True))
 
 
@@ -53,10 +55,10 @@ def test_all_heads_lie_over_the_image_before_matrices_take_the_room() -> None:
     heads = [head(number, 197, 197, moved=number / 100) for number in range(36)]
     found = draw(heads, "dog.png", {"x": normal(1, 3, 224, 224)}).pictures
     over = [one for one in found if one.shown == "class token"]
-    assert [4 * one.block + one.head for one in over] == list(range(35, -1, -1))
+    assert [4 * one.attention + one.head for one in over] == list(range(35, -1, -1))
     matrices = [one for one in found if one.shown == "matrix"]
     assert 3 < len(matrices) < 12
-    assert [4 * one.block + one.head for one in matrices] == list(range(35, 35 - len(matrices), -1))
+    assert [4 * one.attention + one.head for one in matrices] == list(range(35, 35 - len(matrices), -1))
     assert pictured(found) == 36
 
 
@@ -65,7 +67,7 @@ def test_of_many_heads_those_that_change_most_have_a_picture() -> None:
     found = draw(heads, "text", {"ids": np.zeros((1, 128), np.int64)})
     assert sum(one.rows * one.columns for one in found.pictures) < 600_000
     wanted = sorted(range(60), key=lambda number: -heads[number].record.moved)[: len(found.pictures)]
-    assert [4 * one.block + one.head for one in found.pictures] == wanted
+    assert [4 * one.attention + one.head for one in found.pictures] == wanted
     assert (found.rows, found.columns, found.pixels) == (0, 0, "")
 
 

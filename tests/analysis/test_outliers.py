@@ -101,6 +101,20 @@ def test_moves_of_data_are_followed(tail: str, channel: int) -> None:
     assert (first.value.name, first.channel) == ("m", CHANNEL)
 
 
+@pytest.mark.parametrize("move", ["Gather<axis = 1>(r, zero)", "Slice(r, zero, one, one)"])
+def test_what_stands_out_in_a_part_alone_is_followed_to_who_wrote_it(move: str) -> None:
+    """Of token 0 channel 3 is large, of token 1 all others are."""
+    model = network(
+        f"float[n, 2, {SIZE}] x", f"float[n, 1, {SIZE}] y", f"r = MatMul(x, w)  t = {move}  y = Neg(t)",
+        w=np.eye(SIZE, dtype=np.float32), zero=np.array([0], np.int64), one=np.array([1], np.int64),
+    )  # fmt: skip
+    feed = normal(16, 2, SIZE)
+    feed[:, 0, CHANNEL] = 100
+    feed[:, 1] *= 100
+    part = next(value for node in model.graph for value in node.outputs if value.name == "t")
+    assert origin(seen(model, feed), Place(part, 2, CHANNEL)).value.name == "r"
+
+
 def test_a_channel_of_a_convolution_is_found_and_its_unit() -> None:
     """Group 2 of 2, so that the weights' rows are not the input's channels."""
     weights = normal(16, 8, 1, 1, seed=1)

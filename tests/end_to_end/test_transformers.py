@@ -59,11 +59,7 @@ VISION: dict[str, tuple[Callable[[], Any], dict[str, int]]] = {
     ),
 }  # fmt: skip
 SCRIPT, DYNAMO, NEWEST = (False, 14), (True, 18), (True, 23)
-QUICK = [
-    *((name, SCRIPT) for name in VISION),
-    ("fused attention", NEWEST),
-    ("separate layers, tanh, pooled", DYNAMO),
-]
+QUICK = [*((name, SCRIPT) for name in VISION), ("separate layers, tanh, pooled", DYNAMO)]
 SLOW = [
     (name, exporter)
     for name in VISION

@@ -44,6 +44,14 @@ def test_an_attention_and_an_mlp_are_a_block(block) -> None:
     assert kinds(transformer(block)) == [["attention", "MLP"]] * 3
 
 
+@pytest.mark.parametrize("move", ["Expand(x, whole)", "Tile(x, once)", "Cast<to = 1>(x)", "Dropout(x)"])
+def test_a_stream_that_is_moved_beside_its_branch_is_the_same(move: str) -> None:
+    writer = Writer()
+    writer.weights |= {"whole": np.array([1, TOKENS, SIZE], np.int64), "once": np.array([1, 1, 1], np.int64)}
+    x = writer.value(f"Add({writer.value(move)}, {writer.attention(writer.norm('x'))})")
+    assert kinds(writer.model(writer.value(f"Add({x}, {writer.perceptron(writer.norm(x))})"))) == [["attention", "MLP"]]
+
+
 def test_post_norm_with_a_mask() -> None:
     model = transformer(post_norm, masked=True)
     assert kinds(model) == [["attention", "MLP"]] * 3

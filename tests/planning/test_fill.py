@@ -329,6 +329,15 @@ def test_room_in_powers_of_two(scale: float, bias: float) -> None:
     assert (wider.scale <= np.maximum(2.0**-7, 2 * bias / (2**30 * scale)) * 1.0001).all()
 
 
+@pytest.mark.parametrize("target", ["integer-only", "tflite"])
+def test_biases_that_integers_add_behind_a_product_have_room(target: str) -> None:
+    body = "m = MatMul(x, w)  a = Add(m, b)  y = Relu(a)"
+    model = network("float[n, 4, 8] x", "float[n, 4, 3] y", body, w=normal(8, 3), b=np.float32([1, -2, 0]))
+    plan = planned(model, seen(model, np.zeros((4, 4, 8), np.float32)), target)
+    units = np.float64([1, -2, 0]) / (plan.encodings["x"].scale * plan.encodings["w"].scale.astype(np.float64))
+    assert (np.abs(units) <= 2**30 * 1.001).all()
+
+
 _SEEN: list[Statistics] = []
 
 

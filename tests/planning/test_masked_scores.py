@@ -127,6 +127,52 @@ def test_a_mask_of_an_input_is_found_behind_its_arithmetic() -> None:
     assert floors["w"].lowest + statistics.of("l").maximum <= floors["s"].lowest + 1e-5
 
 
+@pytest.mark.parametrize("move", ["Identity(b)", "Dropout(b)", "Cast<to = 1>(b)"])
+def test_a_mask_is_found_behind_what_hands_it_on(move: str) -> None:
+    model = model_of(f"b = Add(l, m)  s = {move}", m=mask(-10000.0))
+    floors = score_floors(model, seen(model, feed()))
+    assert floors["s"].lowest == floors["b"].lowest > -100
+
+
+DIRECT = {
+    "as they come": "s = Identity(x)",
+    "scaled": "s = Mul(x, half)",
+    "with a bias": "s = Add(x, r)",
+    "of two inputs": "s = Add(x, z)",
+    "cut": "b = Add(x, r)  s = Clip(b, low)",
+}
+
+
+@pytest.mark.parametrize("body", DIRECT)
+def test_scores_that_are_inputs_are_no_masks(body: str) -> None:
+    """Rows that are low as a whole attend to what is greatest among the low ones."""
+    constants = {"half": np.float32(0.5), "low": np.float32(-1000), "r": normal(TOKENS, TOKENS, seed=5)}
+    model = network(
+        f"float[n, {TOKENS}, {TOKENS}] x, float[n, {TOKENS}, {TOKENS}] z", "float[n, k, j] y",
+        f"{DIRECT[body]}  y = Softmax<axis = -1>(s)",
+        **{name: array for name, array in constants.items() if name in DIRECT[body]},
+    )  # fmt: skip
+    scores = normal(60, TOKENS, TOKENS, seed=3)
+    scores[:, ::2] -= 60
+    both = {"x": scores, "z": normal(60, TOKENS, TOKENS, seed=4)}
+    statistics = seen(model, both)
+    assert not score_floors(model, statistics)
+    found = run(lower_to_qdq(model, planned(model, statistics, "integer-only")), both)
+    assert sqnr(run(model, both), found) > 15
+
+
+def test_a_wide_bin_is_no_gap() -> None:
+    """At 2048 and beyond a bin of the histogram is as wide as a gap."""
+    model = network(
+        f"float[n, {TOKENS}, 8] x, float[n, {TOKENS}, {TOKENS}] z", "float[n, k, j] y",
+        f"{SCORES} m = Neg(z)  s = Add(l, m)  {ATTEND}", e=WEIGHTS,
+    )  # fmt: skip
+    numbers = np.linspace(-5000, 5000, 60 * TOKENS * TOKENS, dtype=np.float32).reshape(60, TOKENS, TOKENS)
+    assert not score_floors(model, seen(model, {"x": feed(), "z": numbers}))
+    masked = np.where(np.arange(TOKENS) < TOKENS // 2, numbers, 30_000).astype(np.float32)
+    assert set(score_floors(model, seen(model, {"x": feed(), "z": masked}))) == {"s", "m"}
+
+
 def test_statistics_above_a_number() -> None:
     model = network("float[n, 4] x", "float[n, 4] y", "y = Neg(x)")
     numbers = np.array([[-300, -100, -3, -1], [0, 1, 5, 9]], np.float32)

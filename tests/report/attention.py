@@ -21,8 +21,8 @@ def attention_example(
             moved = (1 - share) * weights + share * np.roll(weights, 1, axis=1)
             both = np.float32([weights, moved])
             record = AttentionHead(
-                node=f"{prefix}softmax_{block}", value=f"{prefix}p_{block}", depth=10 * block, block=block, head=head,
-                moved=float(np.abs(both[0] - both[1]).sum(axis=-1).mean() / 2),
+                node=f"{prefix}softmax_{block}", value=f"{prefix}p_{block}", depth=10 * block, attention=block,
+                block=block, head=head, moved=float(np.abs(both[0] - both[1]).sum(axis=-1).mean() / 2),
             )  # fmt: skip
             maps.append(HeadMaps.of(record, None, both))
     feed = {"x": generator.uniform(size=(1, 3, image, image)) if image else np.zeros((1, tokens), np.int64)}

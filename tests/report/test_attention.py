@@ -37,7 +37,9 @@ def test_the_scripts_get_every_head_and_picture() -> None:
     heads, pictures = attention_example()
     found = attention_data(heads, pictures)
     assert found is not None
-    assert [(one["block"], one["head"]) for one in found["heads"]] == [(one.block, one.head) for one in heads]
+    assert [(one["place"], one["head"]) for one in found["heads"]] == [
+        (f"block {one.block}", one.head) for one in heads
+    ]
     assert len(found["pictures"]) == len(pictures.pictures) == 24  # over the image, and the matrix
     assert found["sample"]["name"] == "dog.png"
     json.dumps(found, allow_nan=False)
@@ -82,7 +84,7 @@ def test_a_run_compares_the_attention_of_its_first_sample(tmp_path: Path) -> Non
     out = tmp_path / "out"
     result = quantize(attending(), {"t": samples}, target="integer-only", recipe="plain", samples=32, out=out)
     assert result.analysis is not None
-    assert [(one.block, one.head) for one in result.analysis.attention] == [(0, 0), (0, 1)]
+    assert [(one.attention, one.block, one.head) for one in result.analysis.attention] == [(0, None, 0), (0, None, 1)]
     assert all(0 < one.moved < 0.2 for one in result.analysis.attention)
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert "attention.json" in summary["files"]
@@ -90,7 +92,7 @@ def test_a_run_compares_the_attention_of_its_first_sample(tmp_path: Path) -> Non
     assert analysis_from_json((out / "analysis.json").read_text()).attention == result.analysis.attention
     assert pictures_from_json((out / "attention.json").read_text()).sample
     (said,) = [text for text in map(str, findings(result.analysis)) if "attention" in text]
-    assert said.startswith("On one sample, attention changes most in block 0, head")
+    assert said.startswith("On one sample, attention changes most in attention 0, head")
 
 
 def test_a_run_without_attention_or_analysis_has_no_pictures(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ product. Compared is what the product reads, so that the rounding of the weights
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from narrowgauge.analysis.tensors import exposed
 from narrowgauge.core.plan import Plan
 from narrowgauge.data.batches import single_row
 from narrowgauge.data.inputs import has_batch_axis, input_specs
+from narrowgauge.graph.block_roles import block_roles
 from narrowgauge.graph.edits import is_operator
 from narrowgauge.graph.exposing import in_rounds
 from narrowgauge.graph.feeds import Array, Batch
@@ -101,7 +103,8 @@ def attention_maps(
     longest = max((size for array in feed.values() for size in array.shape), default=1)
     runs = [(exposed(model, threads=threads), _first_inputs(model)) for model in (reference, lowered)]
     heads: list[HeadMaps] = []
-    numbers = {one.depth: block for block, one in enumerate(found)}
+    numbers = {one.depth: number for number, one in enumerate(found)}
+    roles = block_roles(reference)
     for group in in_rounds(found, lambda one: _bytes(one.node.outputs[0], rows, longest), _ROUND_BYTES):
         results = []
         for expose, inputs in runs:
@@ -109,7 +112,8 @@ def attention_maps(
             values = expose(names)(feed)
             results.append([_by_head(values[name], rows) for name in names])
         for one, first, second in zip(group, *results, strict=True):
-            heads += _compared(one, numbers[one.depth], first, second)
+            role = roles.get(str(one.node.outputs[0].name))
+            heads += _compared(one, numbers[one.depth], None if role is None else role.block, first, second)
     if not heads:
         return None
     return AttentionMaps(
@@ -122,7 +126,29 @@ def describe_attention(heads: Sequence[AttentionHead]) -> str:
     most = max(heads, key=lambda one: one.moved)
     share = 100 * most.moved
     said = f"{share:.1f}" if share >= 1 else f"{share:.2g}"
-    return f"attention changes most in block {most.block}, head {most.head}: {said} % of its weight moves"
+    place = attention_names(heads)[most.attention]
+    return f"attention changes most in {place}, head {most.head}: {said} % of its weight moves"
+
+
+def attention_names(heads: Sequence[AttentionHead]) -> Mapping[int, str]:
+    """Name attentions by the block that they stand in, as roles and causes do.
+
+    Args:
+        heads: of every attention of a network.
+
+    Returns:
+        Number of an attention -> "block 7"; "block 7, attention 15" where the block has several (a decoder's),
+        "attention 15" where it stands in no block.
+    """
+    inside: dict[int | None, set[int]] = defaultdict(set)
+    for one in heads:
+        inside[one.block].add(one.attention)
+    names = {}
+    for block, numbers in inside.items():
+        for number in numbers:
+            parts = [] if block is None else [f"block {block}"]
+            names[number] = ", ".join(parts if parts and len(numbers) == 1 else [*parts, f"attention {number}"])
+    return names
 
 
 def _along_last_axis(node: ir.Node) -> bool:
@@ -174,7 +200,9 @@ def _by_head(array: Array, rows: int) -> FloatArray:
     return np.nan_to_num(array.reshape(-1, *array.shape[-3:]).astype(np.float32))
 
 
-def _compared(one: Attention, block: int, first: FloatArray, second: FloatArray) -> Iterator[HeadMaps]:
+def _compared(
+    one: Attention, number: int, block: int | None, first: FloatArray, second: FloatArray
+) -> Iterator[HeadMaps]:
     """Compare an attention's heads; one of another shape in the quantized network is left out."""
     if first.shape != second.shape or not first.size:
         return
@@ -183,8 +211,8 @@ def _compared(one: Attention, block: int, first: FloatArray, second: FloatArray)
     for head in range(first.shape[1]):
         window = int(distances[:, head].mean(axis=-1).argmax())
         record = AttentionHead(
-            node=str(one.node.name), value=str(one.node.outputs[0].name), depth=one.depth, block=block, head=head,
-            moved=float(distances[:, head].mean()),
+            node=str(one.node.name), value=str(one.node.outputs[0].name), depth=one.depth, attention=number,
+            block=block, head=head, moved=float(distances[:, head].mean()),
         )  # fmt: skip
         both = np.stack([first[window, head], second[window, head]])
         yield HeadMaps.of(record, window if len(first) > 1 else None, both)

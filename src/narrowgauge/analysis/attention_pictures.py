@@ -40,7 +40,7 @@ class AttentionPicture:
     """One head's attention.
 
     Attributes:
-        block: number of the attention in the network's order, from 0.
+        attention: number of the attention in the network's order, from 0.
         head: number of the head, from 0.
         shown: what of it.
         window: which window, from 0, where the network has several: the one that changes most; None where it has none.
@@ -53,7 +53,7 @@ class AttentionPicture:
             in base64.
     """
 
-    block: int
+    attention: int
     head: int
     shown: Shown
     window: int | None
@@ -201,7 +201,7 @@ def _picture(one: HeadMaps, shown: Shown, maps: FloatArray) -> AttentionPicture:
     first, changes = maps[0], maps[1] - maps[0]
     highest, furthest = (float(np.abs(values).max(initial=0)) for values in (first, changes))
     return AttentionPicture(
-        block=one.record.block,
+        attention=one.record.attention,
         head=one.record.head,
         shown=shown,
         window=one.window,
@@ -259,4 +259,4 @@ def _check_bytes(text: str, count: int) -> None:
 
 def pictured(pictures: Sequence[AttentionPicture]) -> int:
     """Count the heads that have a picture."""
-    return len({(one.block, one.head) for one in pictures})
+    return len({(one.attention, one.head) for one in pictures})

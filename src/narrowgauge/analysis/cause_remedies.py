@@ -17,7 +17,7 @@ from narrowgauge.core.ranges import encoding_from_range
 from narrowgauge.errors import StatisticsError
 from narrowgauge.graph.roles import activation_inputs
 from narrowgauge.planning.choices import NodeChoice
-from narrowgauge.planning.place import readers
+from narrowgauge.planning.factors import readers
 from narrowgauge.recovery.cap_outliers import cap_outliers
 from narrowgauge.recovery.methods import METHODS as RECOVERY
 from narrowgauge.recovery.outliers import split_outliers

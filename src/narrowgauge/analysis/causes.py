@@ -28,6 +28,10 @@ from narrowgauge.recovery.workshop import State, Workshop
 # decibel.
 _CAUSES = 0.8
 
+# There is something to lose where the noise at the output is more than this share of its energy, 40 dB: a hundredth of
+# its magnitude, where 8 bits for an output that nothing stretches have some 50 dB.
+_LOSS = 1e-4
+
 # A remedy helps where the noise falls below this share; two that differ by less are equal. As `recovery.ladder`.
 _HELPS = 0.97
 
@@ -43,9 +47,9 @@ _LOCATING = 4
 def find_causes(workshop: Workshop, state: State, *, remedies: bool) -> tuple[Cause, ...]:
     """Find the outliers that cost accuracy, and try what helps against each, from the same state.
 
-    What stands out in the statistics is told of only where it does harm: where the noise at the output falls by a
-    decibel or more if the values that it stretches are left float. Then the remedies are applied one by one, each by
-    itself, to the state without any recovery and with one scale for each of these values:
+    What stands out in the statistics is told of only where it does harm: where the noise at the output is above -40 dB,
+    and falls by a decibel or more if the values that are stretched are left float. Then the remedies are applied one by
+    one, each by itself, to the state without any recovery and with one scale for each of these values:
 
     - *cap at the source*: the unit is cut off and all behind it calibrated anew (`recovery.cap_outliers`);
     - *migration*: its channel is scaled into the weights of the next products, or multiplied in float there
@@ -115,6 +119,8 @@ def _cause(
 
     begun = flat(state)
     before = noise if begun is state else workshop.noise(begun).total
+    if not before > _LOSS:
+        return None
     case = Case(workshop=workshop, planned=state, state=begun, outliers=tuple(outliers), values=values, flat=flat)
     tried = _measured(case, left_floats)
     if not any(noise < _CAUSES * before for _, noise in tried):

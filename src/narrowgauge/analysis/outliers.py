@@ -18,6 +18,7 @@ from narrowgauge.graph.block_roles import Role, block_roles
 from narrowgauge.graph.constants import constant_array
 from narrowgauge.graph.edits import is_operator
 from narrowgauge.graph.feeds import Batch
+from narrowgauge.graph.moves import MOVES
 from narrowgauge.graph.roles import activation_inputs, weight_inputs
 from narrowgauge.graph.shapes import dimensions
 from narrowgauge.recovery.read_positions import ReadPositions, read_positions
@@ -220,7 +221,7 @@ def _before(statistics: Statistics, place: Place) -> Place | None:
     if node is None or step is None or weight_inputs(node):
         return None
     candidates = [found for found in step(node, place) if constant_array(found.value) is None]
-    if node.op_type in _MOVES and len(candidates) == 1:
+    if node.op_type in MOVES and len(candidates) == 1:
         return candidates[0]
     weighed = [(found, share) for found in candidates if (share := _standing(statistics, found)) is not None]
     largest = max(weighed, key=lambda pair: pair[1], default=None)
@@ -240,7 +241,7 @@ def _standing(statistics: Statistics, place: Place) -> float | None:
     reaches = _reaches(statistics, place.value, place.axis)
     if reaches is None:
         writer = place.value.producer()
-        before = None if writer is None or writer.op_type not in _MOVES else _before(statistics, place)
+        before = None if writer is None or writer.op_type not in MOVES else _before(statistics, place)
         return None if before is None else _standing(statistics, before)
     if place.channel >= reaches.size or reaches.size < 2:
         return None
@@ -344,9 +345,6 @@ def _product(sizes: Sequence[int | None]) -> int | None:
 
 
 _SUMS = {"Add", "Sub", "Sum"}
-
-# They only move data: what comes in is what goes out.
-_MOVES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout"}
 
 # Where a channel of an operator's output comes from: operator -> function of node and place.
 _STEPS: dict[str, Callable[[ir.Node, Place], list[Place]]] = {

@@ -112,6 +112,7 @@ class Sensitivity:
         without: output noise of the quantized network when it alone is left float.
         gain: output noise of the whole quantized network minus `without`; negative where leaving it float hurts.
         samples: how many samples it was measured on; the costly ones are measured on more.
+        tensors: names of the tensors that a layer is made of; empty for a tensor.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Sensitivity:
     without: float
     gain: float
     samples: int = 0
+    tensors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -259,7 +261,9 @@ class AttentionHead:
         node: the Softmax that writes its weights.
         value: what that writes.
         depth: the node's place in the network's order.
-        block: number of the attention in the network's order, from 0.
+        attention: number of the attention in the network's order, from 0.
+        block: number of the transformer's block that it stands in, from 0, as roles and causes count them; None where
+            it stands in none.
         head: number of the head, from 0.
         moved: total variation distance of the weights in both networks, half of the sum of the magnitudes of their
             differences, the mean over all queries: the share of its weight that lies elsewhere, 0 to 1.
@@ -268,7 +272,8 @@ class AttentionHead:
     node: str
     value: str
     depth: int
-    block: int
+    attention: int
+    block: int | None
     head: int
     moved: float
 
@@ -285,6 +290,9 @@ class Step:
         seconds: what it took, measuring included.
         kept: whether it stayed.
         drop: accuracy lost against the float network with it, percentage points; None where it was not measured.
+        judged_db: by how much what decides falls with it, decibels, negative where it rises: the noise over all samples
+            and that of the typical sample together, of a method that chooses ranges that of the activations alone; None
+            where nothing was measured or the noise is 0 or not finite.
     """
 
     name: str
@@ -294,6 +302,7 @@ class Step:
     seconds: float
     kept: bool
     drop: float | None = None
+    judged_db: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,15 +15,10 @@ import onnx_ir as ir
 
 from narrowgauge.graph.edits import is_operator
 from narrowgauge.graph.lineage import Lineage
+from narrowgauge.graph.moves import MOVES
 from narrowgauge.graph.pieces import outer_inputs
 from narrowgauge.graph.roles import activation_inputs, is_constant, weight_inputs
 from narrowgauge.graph.shapes import dimensions
-
-# They hand a stream on: all of it, a part of it, or in another layout.
-_MOVES = (
-    "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Cast", "Slice", "Gather",
-    "Split",
-)  # fmt: skip
 
 # Between two products one of them makes a perceptron of them; so does a product of two activations (a gate).
 _ACTIVATION_FUNCTIONS = frozenset({
@@ -208,7 +203,7 @@ def _leads_to_softmax(value: ir.Value) -> bool:
         for node, _ in waiting.pop().uses():
             if is_operator(node, "Softmax"):
                 return True
-            if is_operator(node, *_MOVES, "Mul", "Div", "Add", "Where", "Clip") and node not in seen:
+            if is_operator(node, *MOVES, "Mul", "Div", "Add", "Where", "Clip") and node not in seen:
                 seen.add(node)
                 waiting += node.outputs
     return False
@@ -227,7 +222,7 @@ def _stream(skip: ir.Value, skips: dict[ir.Node, ir.Value]) -> Iterator[ir.Value
             continue
         moving = [one for one in node.inputs if one is not None and not is_constant(one)]
         scaled = is_operator(node, "Mul", "Div") and len(moving) == 1
-        if not moving or not (scaled or is_operator(node, *_MOVES)) or moving[0] is not node.inputs[0]:
+        if not moving or not (scaled or is_operator(node, *MOVES)) or moving[0] is not node.inputs[0]:
             return
         value = moving[0]
 

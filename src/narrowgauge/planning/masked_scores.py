@@ -3,7 +3,8 @@
 A mask adds -100, -10,000 or the least number of float32 to scores that are not to be read. Levels that reach down to
 these leave few for the scores. They need not: the greatest score of a row is not below the least score that is read,
 so that one lower by `MARGIN` has no weight, and all below may saturate there. No weight changes by more than e^-10 of
-the greatest of its row, whatever the scores are; but for rows whose tokens are all masked, which then attend evenly.
+the greatest of its row, as long as scores are no lower than those that calibration saw; but for rows whose tokens are
+all masked, which then attend evenly.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from narrowgauge.calibration.histogram import Histogram, intervals
 from narrowgauge.calibration.statistics import Statistics, TensorStatistics
 from narrowgauge.graph.constants import constant_array
 from narrowgauge.graph.edits import is_operator
+from narrowgauge.graph.moves import MOVES
 from narrowgauge.graph.roles import is_float
 
 MARGIN = 10.0
@@ -26,9 +29,6 @@ nothing rounds it, 500 such tokens together have a fiftieth of the weight of one
 _GAP = 16.0
 """What is lower than all others by this is masked; for less no levels are won."""
 
-_MOVES = (
-    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Slice", "Identity", "Gather", "Tile", "Split",
-)  # fmt: skip
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "Softmax")
 
 
@@ -49,8 +49,9 @@ def score_floors(model: ir.Model, statistics: Statistics) -> dict[str, Floor]:
     """Find masked scores and masks: names of values that a Softmax reads alone, and of what is added up to them."""
     search = _Search(statistics=statistics)
     for node in model.graph:
-        if is_operator(node, "Softmax") and node.inputs[0] is not None:
-            search.follow(node.inputs[0], node, None)
+        scores = node.inputs[0] if is_operator(node, "Softmax") else None
+        if scores is not None and not is_mask(scores):  # scores themselves may be inputs of the network
+            search.follow(scores, node, None)
     return search.found()
 
 
@@ -61,6 +62,24 @@ def above(tensor: TensorStatistics, lowest: float) -> TensorStatistics:
     kept = (bins.astype(np.uint32) << 16).view(np.float32) >= lowest
     histogram = Histogram(bins=bins[kept], counts=tensor.histogram.counts[kept])
     return replace(tensor, minimum=max(tensor.minimum, lowest), histogram=histogram, channels=None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Numbers:
+    """Where a value's numbers lie, real units: in intervals, ascending; each number of a constant is one.
+
+    Attributes:
+        lower: lower ends.
+        upper: upper ends.
+    """
+
+    lower: npt.NDArray[np.float64]
+    upper: npt.NDArray[np.float64]
+
+    def above_gap(self) -> float | None:
+        """Return the least number above the highest gap, None where there is no gap."""
+        gaps = np.flatnonzero(self.lower[1:] - self.upper[:-1] >= _GAP)
+        return float(self.lower[gaps[-1] + 1]) if gaps.size else None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -88,7 +107,7 @@ class _Search:
         known = self.floors.setdefault(value, {}).get(reader, floor)
         floor = self.floors[value][reader] = min(known, floor, key=lambda one: one.lowest)
         node = value.producer()
-        if node is not None and is_operator(node, *_MOVES) and node.inputs[0] is not None:
+        if node is not None and is_operator(node, *MOVES) and node.inputs[0] is not None:
             self.follow(node.inputs[0], node, floor.lowest)
         if node is not None and is_operator(node, "Where"):
             for branch in node.inputs[1:]:
@@ -112,9 +131,9 @@ class _Search:
         node = value.producer()
         if is_mask(value):
             numbers = self.numbers(value)
-            edge = None if numbers is None else _above_gap(numbers)
+            edge = None if numbers is None else numbers.above_gap()
             return edge if edge is not None and _reads_in_each_row(value, edge) else None
-        if node is not None and is_operator(node, *_MOVES) and node.inputs[0] is not None:
+        if node is not None and is_operator(node, *MOVES) and node.inputs[0] is not None:
             return self.least_read(node.inputs[0])
         if node is None or not is_operator(node, "Add") or None in node.inputs:
             return None
@@ -124,19 +143,20 @@ class _Search:
         if masked.count(None) == len(masked) or len(known) < len(least):
             return None
         numbers = self.numbers(value)
-        possible = numbers[numbers >= sum(known)] if numbers is not None else np.zeros(0)
-        return float(possible.min()) if possible.size else sum(known)
+        possible = numbers.lower[numbers.upper >= sum(known)] if numbers is not None else np.zeros(0)
+        return max(float(possible.min()), sum(known)) if possible.size else sum(known)
 
-    def numbers(self, value: ir.Value) -> np.ndarray | None:
-        """Numbers of a value, ascending: a constant's own, else the ends of the intervals that were seen."""
+    def numbers(self, value: ir.Value) -> _Numbers | None:
+        """Return what is known of a value's numbers, None where nothing is, or one of them is not finite."""
         array = constant_array(value)
         if array is not None:
-            return np.unique(array.astype(np.float64)) if array.size and np.isfinite(array).all() else None
+            each = np.unique(array.astype(np.float64))
+            return _Numbers(lower=each, upper=each) if each.size and np.isfinite(each).all() else None
         tensor = self.seen(value)
         if tensor is None:
             return None
         found = intervals(tensor.histogram, tensor.minimum, tensor.maximum)
-        return np.unique(np.concatenate([found.lower, found.upper]))
+        return _Numbers(lower=found.lower, upper=found.upper)
 
     def seen(self, value: ir.Value) -> TensorStatistics | None:
         known = self.statistics.tensors, self.statistics.aliases
@@ -145,11 +165,11 @@ class _Search:
 
     def smallest(self, value: ir.Value | None) -> float | None:
         numbers = None if value is None else self.numbers(value)
-        return float(numbers[0]) if numbers is not None else None
+        return float(numbers.lower[0]) if numbers is not None else None
 
     def greatest(self, value: ir.Value) -> float | None:
         numbers = self.numbers(value)
-        return float(numbers[-1]) if numbers is not None else None
+        return float(numbers.upper[-1]) if numbers is not None else None
 
 
 def is_mask(value: ir.Value) -> bool:
@@ -172,9 +192,3 @@ def _reads_in_each_row(value: ir.Value, least: float) -> bool:
     """Whether no row of a constant is all masked, so that another number of its rows would be its greatest."""
     array = constant_array(value)
     return array is None or bool(array.ndim and (array >= least).any(axis=-1).all())
-
-
-def _above_gap(numbers: np.ndarray) -> float | None:
-    """Return the least number above the highest gap, None where there is no gap."""
-    gaps = np.flatnonzero(np.diff(numbers) >= _GAP)
-    return float(numbers[gaps[-1] + 1]) if gaps.size else None

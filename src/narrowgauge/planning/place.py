@@ -11,7 +11,6 @@ import onnx_ir as ir
 
 from narrowgauge.core.numbers import IntegerType
 from narrowgauge.core.plan import FloatNode, Mode
-from narrowgauge.graph.channels import keeps_last_axis
 from narrowgauge.graph.constants import constant_array
 from narrowgauge.graph.edits import is_operator, sole_consumer
 from narrowgauge.graph.roles import (
@@ -27,6 +26,7 @@ from narrowgauge.graph.roles import (
     weight_inputs,
 )
 from narrowgauge.planning.choices import Choices
+from narrowgauge.planning.factors import Neighbours, asks_for_sizes, readers, rule_of
 from narrowgauge.targets.schema import OperatorRule, Scope, Target
 
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
@@ -146,10 +146,14 @@ class _Walk:
     rules: dict[str, OperatorRule] = field(default_factory=dict)  # value -> rule of its integer writer
     fused: set[str] = field(default_factory=set)  # nodes that belong to one before them
 
+    @property
+    def neighbours(self) -> Neighbours:
+        return Neighbours(target=self.target, choices=self.choices)
+
     def visit(self, node: ir.Node) -> None:
         if node.name in self.fused or not (float_outputs(node) or any(is_float(value) for value in node.inputs)):
             return
-        if _asks_for_sizes(node):
+        if asks_for_sizes(node):
             return
         reason = self.refusal(node)
         if reason:
@@ -164,7 +168,7 @@ class _Walk:
             self.run_in_integers(node, rule)
 
     def rule(self, node: ir.Node) -> OperatorRule | None:
-        return self.target.rule(node.op_type) if node.domain == "" else None
+        return rule_of(node, self.target)
 
     def refusal(self, node: ir.Node) -> str:
         """Why a node stays float, "" if it does not."""
@@ -282,7 +286,7 @@ class _Walk:
             else:
                 self.arriving.add(str(value.name))
                 self.rules[str(value.name)] = rule
-                self.take_activation(value, str(node.name), rule)
+                self.take_activation(value, node, rule)
         bounded = bounded_by_constant(node)
         if bounded is not None and last is node.outputs[0]:
             self.bound_on_levels(bounded, node)
@@ -392,113 +396,26 @@ class _Walk:
 
     def take_input(self, value: ir.Value, rule: OperatorRule) -> None:
         if self.placement.root(str(value.name)) not in self.placement.activations:
-            writer = value.producer()
-            self.take_activation(value, str(writer.name) if writer is not None else None, None, rule)
+            self.take_activation(value, value.producer(), None, rule)
 
     def take_activation(
-        self, value: ir.Value, writer: str | None, rule: OperatorRule | None, reader: OperatorRule | None = None
+        self, value: ir.Value, writer: ir.Node | None, rule: OperatorRule | None, reader: OperatorRule | None = None
     ) -> None:
         types = (rule or reader).types if rule or reader else ()  # type: ignore[union-attr]
+        name = str(writer.name) if writer is not None else None
         kind = (
-            self.choices.activations(writer)
-            or self.type_for_readers(value, rule)
+            self.choices.activations(name)
+            or self.neighbours.type_for_readers(value, writer, rule)
             or (types or self.target.activations.types)[0]
         )
         self.placement.activations[str(value.name)] = ActivationSlot(
             value=str(value.name),
-            writer=writer,
+            writer=name,
             type=kind,
             rule=rule,
-            factor=self.takes_factor(value, rule, kind),
-            normalized=self.is_normalized(value, rule, kind),
+            factor=self.neighbours.takes_factor(value, writer, rule, kind),
+            normalized=self.neighbours.is_normalized(value, rule, kind),
         )
-
-    def is_normalized(self, value: ir.Value, rule: OperatorRule | None, kind: IntegerType) -> bool:
-        """Whether a product alone reads what a Softmax along the last axis writes, and divides behind itself."""
-        logarithms = [one.type for one in rule.log_output if one.normalized] if rule is not None else []
-        if rule is None or kind not in (*rule.normalized_output, *logarithms) or value.shape is None:
-            return False
-        writer, reader = value.producer(), sole_consumer(value)
-        last = is_operator(writer, "Softmax") and writer is not None and writer.attributes.get_int("axis", -1) in (
-            -1, value.shape.rank() - 1,
-        )  # fmt: skip
-        product = is_operator(reader, "MatMul") and reader is not None and reader.inputs[0] is value
-        return last and product and reader is not None and not self.choices.keep_float(str(reader.name))
-
-    def type_for_readers(self, value: ir.Value, rule: OperatorRule | None) -> IntegerType | None:
-        """Return the type that what reads a value prefers; None for the target's.
-
-        That is the first of the only operator that reads it, or of the network's outputs where none does. Where a
-        factor for each channel is what all readers could take, but the channels do not stay apart, it is a wide one
-        that all of them take.
-        """
-        found = readers(value, self.target)
-        if not found and not value.is_graph_input():  # only moves lead on to what the network gives
-            return next(iter(self.target.activations.output_types), None)
-        if value.is_graph_input() or value.is_graph_output():
-            return None
-        rules = [one for node in found if (one := self.rule(node)) and not self.choices.keep_float(str(node.name))]
-        if not rules or len(rules) < len(found):
-            return None
-        first = next(iter(rules[0].input_types), None) if len(rules) == 1 else None
-        writes = rule is not None and "output" in rule.power_of_two_factor
-        if not writes or not all("input" in one.power_of_two_factor for one in rules):
-            return first
-        if self.takes_factor(value, rule, first or self.target.activations.types[0]):
-            return first
-        wide = [
-            kind for kind in self.target.activations.symmetric_types if all(kind in one.input_types for one in rules)
-        ]
-        return next(iter(wide), first)
-
-    def takes_factor(self, value: ir.Value, rule: OperatorRule | None, kind: IntegerType) -> bool:
-        """Whether a value's writer and all its readers take a power-of-two factor along its last axis."""
-        if rule is None or "output" not in rule.power_of_two_factor or value.is_graph_output():
-            return False
-        if value.shape is None or value.shape.rank() < 2 or kind in self.target.activations.symmetric_types:
-            return False
-        return not self.target.activations.symmetric and not self.target.activations.power_of_two and all(
-            self.reads_factor(use.node, value) for use in value.uses() if not _asks_for_sizes(use.node)
-        )  # fmt: skip
-
-    def reads_factor(self, node: ir.Node, value: ir.Value) -> bool:
-        rule = self.rule(node)
-        if rule is None or "input" not in rule.power_of_two_factor or self.choices.keep_float(str(node.name)):
-            return False
-        if rule.kind == "same":
-            moved = all(not output.is_graph_output() for output in node.outputs) and keeps_last_axis(node)
-            return moved and all(
-                self.reads_factor(use.node, output)
-                for output in node.outputs
-                for use in output.uses()
-                if not _asks_for_sizes(use.node)
-            )
-        if is_operator(node, "MatMul", "Gemm"):  # along the axis that is summed over, of a product with constants
-            return bool(weight_inputs(node)) and node.inputs[0] is value and not node.attributes.get_int("transA", 0)
-        if is_operator(node, "LayerNormalization"):
-            axis, rank = node.attributes.get_int("axis", -1), value.shape.rank() if value.shape is not None else 0
-            return node.inputs[0] is value and axis in (-1, rank - 1)
-        ranks = {other.shape.rank() if other.shape is not None else None for other in node.outputs if other is not None}
-        return ranks == {value.shape.rank() if value.shape is not None else -1}
-
-
-def readers(value: ir.Value, target: Target) -> list[ir.Node]:
-    """Nodes that compute with a value, also behind nodes that only move its levels."""
-    found: dict[ir.Node, None] = {}
-    open_ones = [value]
-    while open_ones:
-        for use in open_ones.pop().uses():
-            rule = target.rule(use.node.op_type) if use.node.domain == "" else None
-            if rule is not None and rule.kind == "same":
-                open_ones += use.node.outputs
-            elif not _asks_for_sizes(use.node):
-                found[use.node] = None
-    return list(found)
-
-
-def _asks_for_sizes(node: ir.Node) -> bool:
-    """Whether a node reads how large a value is, not what is in it."""
-    return is_operator(node, "Shape", "Size")
 
 
 def _has_range(value: ir.Value) -> bool:

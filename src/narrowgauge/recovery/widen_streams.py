@@ -9,7 +9,8 @@ import onnx_ir as ir
 from narrowgauge.core.numbers import IntegerType
 from narrowgauge.graph.edits import is_operator
 from narrowgauge.planning.choices import Choices, NodeChoice
-from narrowgauge.planning.place import Placement, readers
+from narrowgauge.planning.factors import readers
+from narrowgauge.planning.place import Placement
 from narrowgauge.targets.schema import Target
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from narrowgauge.analysis.attention_maps import describe_attention
+from narrowgauge.analysis.attention_maps import attention_names, describe_attention
 from narrowgauge.analysis.attention_pictures import AttentionPicture, AttentionPictures, pictured
 from narrowgauge.analysis.records import AttentionHead
 from narrowgauge.report import figures
@@ -31,11 +31,12 @@ def attention_data(heads: Sequence[AttentionHead], pictures: AttentionPictures |
     if not heads:
         return None
     sample = pictures or AttentionPictures(sample="")
+    names = attention_names(heads)
     return {
         "heads": [
             {
-                "block": one.block, "head": one.head, "node": one.node, "moved": round(one.moved, _DIGITS),
-                "text": figures.percent(one.moved),
+                "attention": one.attention, "place": names[one.attention], "head": one.head, "node": one.node,
+                "moved": round(one.moved, _DIGITS), "text": figures.percent(one.moved),
             }
             for one in heads
         ],
@@ -46,7 +47,7 @@ def attention_data(heads: Sequence[AttentionHead], pictures: AttentionPictures |
 
 def _picture(one: AttentionPicture) -> dict[str, Any]:
     return {
-        "block": one.block, "head": one.head, "shown": one.shown, "window": one.window, "rows": one.rows,
+        "attention": one.attention, "head": one.head, "shown": one.shown, "window": one.window, "rows": one.rows,
         "columns": one.columns, "highest": float(f"{one.highest:.{_DIGITS}g}"), "weights": one.weights,
         "furthest": float(f"{one.furthest:.{_DIGITS}g}"), "changes": one.changes,
     }  # fmt: skip

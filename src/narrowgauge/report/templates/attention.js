@@ -29,7 +29,7 @@ function startAttention() {
     if (!head) return element("td");
     if (!shown.has(headKey(head))) return element("td", {}, head.text);
     const button = element("button", {
-      type: "button", "data-head": headKey(head), "aria-label": `Block ${head.block}, head ${head.head}: ${head.text} moves`,
+      type: "button", "data-head": headKey(head), "aria-label": `${placeOf(head)}: ${head.text} moves`,
       style: `--share: ${(head.moved / most).toFixed(3)}`,
     }, head.text);
     button.addEventListener("click", () => choose(head));
@@ -37,13 +37,13 @@ function startAttention() {
     return element("td", {}, button);
   };
   const columns = d3.range(d3.max(heads, (head) => head.head) + 1);
-  const blocks = d3.groups(heads, (head) => head.block);
+  const attentions = d3.groups(heads, (head) => head.attention);
   place.append(element("table", {},
     element("caption", { class: "unseen" }, "Share of its weight that quantization moves, of each head. Buttons show the head."),
-    element("thead", {}, element("tr", {}, ...["Block", ...columns.map((head) => `Head ${head}`)]
+    element("thead", {}, element("tr", {}, ...["Attention", ...columns.map((head) => `Head ${head}`)]
       .map((title) => element("th", { scope: "col" }, title)))),
-    element("tbody", {}, ...blocks.map(([block, members]) => element("tr", {},
-      element("th", { scope: "row" }, `${block}`),
+    element("tbody", {}, ...attentions.map(([, members]) => element("tr", {},
+      element("th", { scope: "row" }, capitalized(members[0].place)),
       ...columns.map((column) => cell(members.find((head) => head.head === column))))))));
   place.addEventListener("keydown", (event) => {
     const next = neighbour([...buttons.keys()], event);
@@ -55,19 +55,21 @@ function startAttention() {
   if (first) choose(first);
   const table = document.getElementById("attention-table");
   fillWhenOpened(table.parentElement, table, () => tableOf("Heads, the one that changes most first",
-    ["Block", "Head", "Weight that moves", "Written by"],
-    d3.sort(heads, (head) => -head.moved).map((head) => [`${head.block}`, `${head.head}`, head.text, head.node])));
+    ["Attention", "Head", "Weight that moves", "Written by"],
+    d3.sort(heads, (head) => -head.moved).map((head) => [capitalized(head.place), `${head.head}`, head.text, head.node])));
 }
 
-const headKey = ({ block, head }) => `${block} ${head}`;
+const headKey = ({ attention, head }) => `${attention} ${head}`;
+const capitalized = (text) => text[0].toUpperCase() + text.slice(1);
+const placeOf = ({ place, head }) => `${capitalized(place)}, head ${head}`;
 
 // Arrow keys go to the nearest head with a picture that way.
 function neighbour(heads, event) {
   const current = heads.find((head) => headKey(head) === event.target.closest("button")?.dataset.head);
   const [rows, columns] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] ?? [0, 0];
   if (!current || (!rows && !columns)) return undefined;
-  const along = (head) => rows * (head.block - current.block) + columns * (head.head - current.head);
-  const beside = (head) => (rows ? head.head === current.head : head.block === current.block);
+  const along = (head) => rows * (head.attention - current.attention) + columns * (head.head - current.head);
+  const beside = (head) => (rows ? head.head === current.head : head.attention === current.attention);
   return d3.least(heads.filter((head) => beside(head) && along(head) > 0), along);
 }
 
@@ -86,7 +88,7 @@ function headFigures(head, pictures) {
   };
   show(pictures[0]);
   return [
-    element("h3", {}, `Block ${head.block}, head ${head.head}: ${head.text} of its weight moves`),
+    element("h3", {}, `${placeOf(head)}: ${head.text} of its weight moves`),
     element("p", { class: "fine" }, `Written by ${head.node}.`),
     buttons.length > 1 ? element("div", { class: "choices", role: "group", "aria-label": "What is shown" }, ...buttons) : "",
     place,
@@ -100,7 +102,7 @@ function pictureFigures(head, picture) {
   const top = Math.max(d3.max(weights), d3.max(rounded)) || 1;
   const weightColor = (weight) => WEIGHT_COLORS[Math.round(255 * Math.sqrt(weight / top))];
   const changeColor = (change) => CHANGE_COLORS[127 + Math.round((127 * change) / (furthest || 1))];
-  const name = `block ${head.block}, head ${head.head}`;
+  const name = `${head.place}, head ${head.head}`;
   const figure = (title, colors, text) => pixelFigure(title, `${title} attention of ${name}: ${text}`, rows, columns, colors);
   const { sample } = data.attention;
   const places = tokenNames(picture);
