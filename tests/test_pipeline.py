@@ -16,7 +16,7 @@ from narrowgauge.core.encoding import Encoding
 from narrowgauge.demo import digits, network_path
 from narrowgauge.errors import PlanError, RecipeError
 from narrowgauge.pipeline import Result
-from narrowgauge.recipe import Recipe
+from narrowgauge.recipe import Recipe, Rule
 from narrowgauge.recovery.partial_float import REASON
 from narrowgauge.targets.registry import load_target
 from tests.planning.networks import network, normal, run
@@ -249,3 +249,12 @@ def test_its_encodings_are_a_plan_for_other_networks(others: Path, tmp_path: Pat
     assert given.plan.same_as(own)
     with pytest.raises(PlanError, match="expected a plan or a quantized network, this one is float"):
         narrowgauge.quantize(others, IMAGES, target="onnxruntime", plan=network_path("digits_conv"))
+
+
+@pytest.mark.parametrize(("target", "told"), [("onnxruntime", True), ("integer-only", False)])
+def test_a_rule_for_an_operator_that_stays_float_is_told(target: str, told: bool) -> None:
+    recipe = Recipe(name="logarithms", estimator="max", rules=(Rule(operator="Softmax", activations="uint4"),))
+    result = narrowgauge.quantize(
+        network_path("digits_vit"), IMAGES, target=target, samples=16, check_samples=2, recipe=recipe, analysis="none"
+    )
+    assert any("uint4 has no effect on Softmax" in note for note in result.notes) is told

@@ -323,6 +323,12 @@ def test_a_recipe_that_asks_for_nothing_leaves_the_target_as_it_is() -> None:
         assert narrowed(load_target(name), PRESETS["auto"]) == load_target(name)
 
 
+@pytest.mark.parametrize("mode", ["dynamic", "weight-only"])
+def test_a_target_that_runs_nothing_in_a_mode_refuses_it(mode: str) -> None:
+    with pytest.raises(RecipeError, match=f"integer-only quantizes nothing in {mode} mode; expected .* static"):
+        narrowed(load_target("integer-only"), PRESETS[mode])
+
+
 def test_own_recipes_may_ask_for_powers_of_two(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, 'base = "plain"\nsymmetric = true\npower_of_two = true'))
     target = narrowed(load_target("onnxruntime"), recipe)

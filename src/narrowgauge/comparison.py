@@ -17,7 +17,9 @@ from narrowgauge.analysis.pairing import Pairing, pair_values
 from narrowgauge.analysis.subjects import ROWS_PER_RUN, Subject, subject
 from narrowgauge.analysis.tensors import TensorRow, compare_values, exposed, first_difference, worst
 from narrowgauge.analysis.tensors import to_json as row_to_json
+from narrowgauge.analysis.written_plans import written_encodings
 from narrowgauge.calibration.batching import batch_size
+from narrowgauge.core.encoding import Encoding
 from narrowgauge.data import (
     Batch,
     InputSpec,
@@ -122,7 +124,8 @@ def compare(  # noqa: PLR0913 - the command line's options, by the same names
     said: list[str] = []
     if tensors:
         few = list(batches(opened.take(tensors), size, inputs))
-        rows, said = _tensors(_network(first, a), _network(second, b), routed, few, threads, progress)
+        known = written_encodings(a), written_encodings(b)
+        rows, said = _tensors(_network(first, a), _network(second, b), known, routed, few, threads, progress)
     return SideBySide(
         comparison=comparison,
         latency=latency,
@@ -212,6 +215,7 @@ def _latency(first: Subject, second: Subject, fed: _Fed, inputs: tuple[InputSpec
 def _tensors(
     first: ir.Model,
     second: ir.Model,
+    known: tuple[Mapping[str, Encoding], Mapping[str, Encoding]],
     routed: Mapping[str, Route],
     few: list[Batch],
     threads: int | None,
@@ -219,7 +223,7 @@ def _tensors(
 ) -> tuple[tuple[TensorRow, ...], list[str]]:
     """Compare the values that both networks have; return them and what a person should know of that."""
     progress.begin("compare tensors", None)
-    found = pair_values(first, second, {name: route.name for name, route in routed.items()})
+    found = pair_values(first, second, {name: route.name for name, route in routed.items()}, encodings=known)
     rows = compare_values(
         exposed(first, threads=threads), exposed(second, routed=routed, threads=threads), few, found.pairs,
         progress=progress.advance,

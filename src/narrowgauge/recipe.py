@@ -232,7 +232,17 @@ def _kind(key: str, default: object) -> type:
 
 
 def narrowed(target: Target, recipe: Recipe) -> Target:
-    """Return a target that takes only what a recipe asks for: no zero points of activations, weights' powers of two."""
+    """Return a target that takes only what a recipe asks for: no zero points of activations, weights' powers of two.
+
+    Raises:
+        RecipeError: the target quantizes nothing whatever in the recipe's mode.
+    """
+    known = [mode for mode in MODES if any(mode in rule.modes for rule in target.operators)]
+    if recipe.mode not in known:
+        raise RecipeError(
+            f"{target.name} quantizes nothing in {recipe.mode} mode; expected a recipe for "
+            f"{' or '.join(known)} quantization (auto, best, fast and plain are static), or another target"
+        )
     return replace(
         target,
         activations=replace(target.activations, symmetric=target.activations.symmetric or recipe.symmetric),

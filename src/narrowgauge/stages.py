@@ -44,6 +44,7 @@ from narrowgauge.importers.opening import load
 from narrowgauge.passes.unroll_recurrent import Unrolled, unroll_recurrent
 from narrowgauge.planning.fill import fill
 from narrowgauge.planning.place import place
+from narrowgauge.planning.support import without_effect
 from narrowgauge.recipe import Recipe, choices
 from narrowgauge.recovery.bias_correction import correct_bias
 from narrowgauge.recovery.bit_widths import FLOAT, assign_bits, parse_budget
@@ -263,6 +264,7 @@ class Stages:
                     plan = fill(network, place(network, target, asked), statistics, target, asked)
                 elif statistics is not None and "correct-bias" in recipe.methods and not made_for(plan, network):
                     changed, plan = correct_bias(network, plan, statistics)
+            self.notes += without_effect(changed, plan, asked)
             return self._planned(network, changed, plan, statistics, statistics)
         count = _readable_again(calibrating, statistics.samples)
         self.note_cells(network, target, calibrating if count is not None else None)
@@ -292,6 +294,7 @@ class Stages:
         self.notes += [step.detail for step in ladder.steps if step.kept and step.detail]
         self.notes += workshop.notes
         state = ladder.state
+        self.notes += without_effect(state.network, state.plan, asked)
         made = self._planned(state.reference, state.network, state.plan, statistics, state.statistics)
         return replace(made, begun=(workshop, begun), steps=tuple(ladder.steps), front=front)
 

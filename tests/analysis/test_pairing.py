@@ -9,6 +9,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from narrowgauge.analysis.pairing import Pairing, pair_values
+from narrowgauge.core.encoding import Encoding
+from narrowgauge.core.granularity import Granularity, PerAxis, PerTensor, PowerOfTwoFactor
+from narrowgauge.core.numbers import integer_type
 from tests.planning.networks import network, normal
 
 FLOAT = (
@@ -62,6 +65,34 @@ def test_levels_stand_for_the_value_that_was_rounded(levels: str, back: str) -> 
     assert encoding is not None
     assert (encoding.type.name, float(encoding.scale), int(encoding.zero_point)) == ("uint8", np.float32(0.1), 0)
     assert pairing.only_first == pairing.only_second == ()
+
+
+@pytest.mark.parametrize(
+    ("granularity", "found_axis"), [(PerTensor(), None), (PowerOfTwoFactor(-3), -3), (PowerOfTwoFactor(0), ())]
+)
+def test_integers_are_levels_where_their_meaning_is_known(
+    granularity: Granularity, found_axis: int | tuple[()] | None
+) -> None:
+    """A network in integers alone names them, a plan says what they mean; 8 scales do not fit another axis."""
+    other = rounded(
+        "c = Conv<pads = [1, 1, 1, 1]>(image, w)  k = Div(c, s)  i = Round(k)  r_quantized = Cast<to = 2>(i)"
+        "  e = Cast<to = 1>(r_quantized)  g = Mul(e, s2)  p = GlobalAveragePool(g)  f = Flatten(p)  y = MatMul(f, v)"
+    )
+    scale = np.full((), 0.1, np.float32) if found_axis is None else np.float32(0.1) * 2.0 ** np.arange(8)
+    known = Encoding(
+        type=integer_type("uint8"), granularity=granularity, scale=scale.astype(np.float32),
+        zero_point=np.zeros(scale.shape, np.int32),
+    )  # fmt: skip
+    pairing = pair_values(floats(), other, {"image": "image"}, encodings=({}, {"r": known}))
+    pairs = {pair.first.name: pair.second for pair in pairing.pairs}
+    if found_axis == ():
+        assert "r" not in pairs
+        return
+    assert pairs["r"].value == "r_quantized"
+    encoding = pairs["r"].encoding
+    assert encoding is not None
+    assert encoding.granularity == (PerTensor() if found_axis is None else PerAxis(found_axis))
+    assert "r" not in {pair.first.name for pair in pair_values(floats(), other, {"image": "image"}).pairs}
 
 
 @pytest.mark.parametrize("name", ["c", "r", "else"])

@@ -35,6 +35,19 @@ def test_a_quantized_network_is_said_to_be(written: Digits) -> None:
     assert "already" in done("inspect", path, "--target", "tflite").stdout
 
 
+def test_a_network_in_integers_alone_is_counted_and_refused_elsewhere(written: Digits, tmp_path: Path) -> None:
+    data = ("--data", written.data, "--samples", 16, "--check-samples", 4, "--recipe", "plain", "--quiet")
+    done("quantize", written.network, "--target", "integer-only", *data, "--out", tmp_path / "o")
+    path = tmp_path / "o" / "model.onnx"
+    found = record("inspect", path)
+    assert found["quantized"]
+    assert found["simplified"] is None
+    assert sum(found["operators"].values()) == len(onnx.load(path).graph.node)
+    assert "in integers alone" in done("inspect", path).stdout
+    for arguments in (("inspect", path, "--target", "tflite"), ("import", path, "--out", tmp_path / "i")):
+        assert "simulated.onnx" in error_of(*arguments)
+
+
 def test_a_foreign_operator_is_shown(tmp_path: Path) -> None:
     assert "com.acme.Swirl" in done("inspect", networks.foreign(tmp_path / "n.onnx")).stdout
 

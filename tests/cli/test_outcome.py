@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from narrowgauge.cli.outcome import beside, counted, grouped_reasons, labels_text, size_text, times
+from narrowgauge.cli.outcome import beside, counted, grouped_reasons, labels_text, recovery, size_text, times
 
 
 def node(operator: str, reason: str) -> dict[str, str]:
@@ -29,6 +29,17 @@ def test_nodes_of_one_reason_are_one_line_whatever_their_names() -> None:
 def test_many_operators_of_one_reason_are_counted_together() -> None:
     nodes = [node(f"Op{number}", f"tvm has no integer Op{number}") for number in range(9)]
     assert grouped_reasons(nodes) == [(9, "1 Op0, 1 Op1, 1 Op2, 6 others", "tvm has no integer form of them")]
+
+
+def test_a_step_that_was_kept_shows_what_decided() -> None:
+    """Its noise over all samples may have risen a little."""
+    first = {"name": "ranges", "noise_before": None, "noise_after": 0.01, "seconds": 0.1, "kept": True, "drop": None}
+    second = {**first, "name": "refine-ranges", "noise_before": 0.01, "noise_after": 0.011, "judged_db": 0.42}
+    (said,) = recovery([{**first, "judged_db": None}, second])
+    assert "ranges 20.0 dB" in str(said)
+    assert "refine-ranges +0.4 dB" in str(said)
+    (old,) = recovery([first, {**second, "judged_db": None}])  # of a summary that does not say it
+    assert "refine-ranges -0.4 dB" in str(old)
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 samples"), (1, "1 sample"), (2, "2 samples")])

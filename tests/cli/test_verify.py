@@ -206,6 +206,16 @@ def test_another_runtime_is_refused(written: Digits) -> None:
     assert "onnxruntime" in said
 
 
+def test_an_engine_that_cannot_run_the_file_says_why_and_names_it_once(written: Digits, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="needs OpenVINO: pip install openvino")
+    data = ("--data", written.data, "--samples", 16, "--check-samples", 4, "--recipe", "plain", "--quiet")
+    done("quantize", written.network, "--target", "integer-only", *data, "--out", tmp_path / "o")
+    said = error_of("verify", tmp_path / "o", "--data", written.data, "--runtime", "openvino")
+    assert said.count("model.onnx") == 1
+    assert "OpenVINO cannot run it" in said
+    assert "damaged" not in said
+
+
 def test_a_folder_without_the_targets_own_file(written: Digits, tmp_path: Path) -> None:
     done(
         "quantize", network_path("digits_conv"), "--data", written.data, "--target", "ncnn", "--out", tmp_path / "o",

@@ -82,3 +82,21 @@ def test_dynamic_plans_have_integers_where_the_engine_s_kernels_are_known() -> N
     assert without.integer is None
     (note,) = without.notes
     assert note.startswith("no network in the target's own integers: expected a static plan")
+
+
+def test_what_the_plan_leaves_float_is_no_note_of_the_network_in_integers() -> None:
+    """A product whose target writes real numbers, as every engine of transformers does, is no defect."""
+    vit = load(network_path("digits_vit")).model
+    forms = forms_for(load_target("openvino"), vit, planned(vit, seen(vit, IMAGES[:16]), "openvino"))
+    assert forms.integer is not None
+    assert [note for note in forms.notes if "in real numbers" in note] == []
+
+
+def test_an_operator_that_integers_cannot_compute_is_a_warning_where_all_is_integers() -> None:
+    vit = load(network_path("digits_vit")).model
+    plan = planned(vit, seen(vit, IMAGES[:16]), "integer-only")
+    assert forms_for(load_target("integer-only"), vit, plan).notes == ()
+    sums = next(str(node.outputs[0].name) for node in vit.graph if node.op_type == "Add")
+    tiny = replace(plan.encodings[sums], scale=plan.encodings[sums].scale * np.float32(2.0**-40))
+    (note,) = forms_for(load_target("integer-only"), vit, replace(plan, encodings={**plan.encodings, sums: tiny})).notes
+    assert note.startswith("WARNING: the network in integers computes")

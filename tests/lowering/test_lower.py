@@ -13,7 +13,9 @@ from narrowgauge.core.engines.arithmetics import KERNELS
 from narrowgauge.demo import digits, network_path
 from narrowgauge.errors import PlanError, TargetError
 from narrowgauge.importers.onnx import load
+from narrowgauge.lowering.integer.network import Lowered
 from narrowgauge.lowering.lower import Form, has_rule, lower, lower_by_rule
+from narrowgauge.planning.choices import NodeChoice
 from narrowgauge.targets.registry import load_target
 from tests.lowering.integer.networks import real_numbers_inside
 from tests.passes.networks import operators
@@ -56,6 +58,47 @@ def test_the_rule_of_onnx_runtime_is_its_own_operators() -> None:
     assert operators(made) == operators(lower(MODEL, plan, target, form="qoperator"))
     other = lower(MODEL, plan, load_target("tflite"), form="integer", arithmetic="onnxruntime")
     assert "QLinearConv" in operators(other)
+
+
+def in_integers(body: str, **nodes: NodeChoice) -> Lowered:
+    """A network of tokens, of any number of rows, in the integers of integer-only."""
+    model = network(
+        "float[n, 5, 8] x", "float[n, k, j] y", body,
+        w=normal(8, 8, seed=1), c=normal(1, 1, 8, seed=2), g=normal(8, seed=3), o=normal(8, seed=4),
+        head=np.array([0]), rest=np.array([1, 8]),
+    )  # fmt: skip
+    feed = normal(12, 5, 8, seed=5)
+    plan = planned(model, seen(model, feed), "integer-only", nodes=nodes)
+    found = lower_by_rule(model, plan, load_target("integer-only"))
+    assert sqnr(run(model, feed), run(found.model, feed)) > 20
+    return found
+
+
+def test_what_is_kept_float_stays_float_between_levels() -> None:
+    body = "m = MatMul(x, w)  t = Tanh(m)  y = MatMul(t, w)"
+    assert not in_integers(body).refusals
+    found = in_integers(body, t=NodeChoice(keep_float="kept float by the recipe (node Tanh)"))
+    assert [(one.operator, one.reason) for one in found.refusals] == [("Tanh", "kept float by the recipe (node Tanh)")]
+    assert operators(found.model)["Tanh"] == 1
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        "s = Shape<start = 0, end = 1>(m)",
+        "t = Transpose<perm = [0, 2, 1]>(m)  s = Shape<start = 0, end = 1>(t)",
+        "f = Shape(m)  s = Gather(f, head)",
+    ],
+)
+def test_sizes_are_those_of_the_levels(sizes: str) -> None:
+    """A class token that is repeated for each row, as PyTorch's older exporter writes `expand(x.shape[0], -1, -1)`."""
+    body = (
+        f"m = MatMul(x, w)  {sizes}  z = Concat<axis = 0>(s, rest)  e = Expand(c, z)"
+        "  a = Concat<axis = 1>(e, m)  k = LayerNormalization<axis = -1>(a, g, o)  y = MatMul(k, w)"
+    )
+    found = in_integers(body)
+    assert found.refusals == ()
+    assert real_numbers_inside(found.model) == []
 
 
 def test_an_unknown_rule_is_refused() -> None:

@@ -119,7 +119,10 @@ def test_a_few_bad_samples_and_many_good_ones_count_alike(climbed: Climb) -> Non
 
         return Method(name="mixed", apply=apply, meaning="")  # type: ignore[arg-type]
 
-    assert climbed([better_and_worse(1.5)]).state.done == ("mixed",)
+    ladder = climbed([better_and_worse(1.5)])
+    assert ladder.state.done == ("mixed",)
+    assert ladder.steps[0].judged_db is None
+    assert ladder.steps[1].judged_db == pytest.approx(-5 * math.log10(0.5 * 1.5))  # not that of the total, 3 dB
     assert climbed([better_and_worse(2.5)]).state.done == ()
 
 

@@ -61,7 +61,24 @@ def numbers(page: Any, title: str) -> list[float]:
     return [float(cell) for cell in cells.evaluate_all("cells => cells.map(cell => cell.dataset.value)")]
 
 
+def test_the_navigation_has_the_order_of_the_page(page: Any) -> None:
+    links = page.locator(".bar nav a").evaluate_all("links => links.map(link => link.getAttribute('href').slice(1))")
+    sections = page.locator("main section[id]").evaluate_all("sections => sections.map(section => section.id)")
+    assert links == [one for one in sections if one in links]
+
+
 # --- the table ------------------------------------------------------------------------------------------------
+
+
+def test_the_table_fits_a_usual_screen_and_names_stay_where_it_is_scrolled(browser: Any, file: Path) -> None:
+    box = "document.querySelector('#tensor-table').parentElement"
+    with page_of(browser, file, width=1280) as page:
+        assert page.evaluate(f"{box}.scrollWidth <= {box}.clientWidth")
+    with page_of(browser, file, width=800) as page:
+        page.evaluate(f"{box}.scrollLeft = 200")
+        assert page.evaluate(f"{box}.scrollLeft") > 0
+        left = "document.querySelector('#tensor-table tbody th').getBoundingClientRect().left"
+        assert page.evaluate(f"{left} - {box}.getBoundingClientRect().left") < 2
 
 
 def test_the_table_begins_with_the_most_costly(page: Any, shown: Example) -> None:

@@ -29,6 +29,19 @@ def shown() -> Example:
     return example(4)
 
 
+def test_activations_that_no_layer_writes_are_drawn_beside_the_layers(shown: Example) -> None:
+    first = shown.analysis.sensitivities[0]
+    between = replace(
+        first, name="gelu", kind="activation", node="gelu_node", depth=99, alone=0.4 * shown.analysis.noise
+    )
+    held = replace(between, name="held", node="addition")
+    layer = replace(first, name="fc", kind="layer", node="fc", depth=98, tensors=("held", "w"))
+    given = replace(shown.analysis, sensitivities=(between, held, layer))
+    drawn_layers = drawn(shown, given)["layers"]
+    assert [(one["name"], one["depth"]) for one in drawn_layers] == [("fc", 98), ("gelu", 99)]
+    assert drawn_layers[1]["cost"] == pytest.approx(0.4)
+
+
 def test_a_density_is_drawn_as_it_was_to_a_few_percent(shown: Example) -> None:
     given = shown.analysis.distributions["0.weight"]
     picture = of(drawn(shown, shown.analysis), "0.weight")["distribution"]

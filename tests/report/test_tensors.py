@@ -1,11 +1,12 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from narrowgauge.analysis.encoding_words import scale_words
 from narrowgauge.analysis.records import Analysis, Remedy, Sensitivity, TensorLoss
 from narrowgauge.core.encoding import DynamicEncoding, Encoding, LogEncoding, NormalizedEncoding
-from narrowgauge.core.granularity import PerAxis, PerBlock, PerTensor, PowerOfTwoFactor
+from narrowgauge.core.granularity import Granularity, PerAxis, PerBlock, PerTensor, PowerOfTwoFactor
 from narrowgauge.core.numbers import integer_type
 from narrowgauge.core.plan import Plan
 from narrowgauge.report.tensors import Tensor, error_change, role, tensors, words, worst
@@ -45,6 +46,18 @@ def test_words_name_cost_and_cause() -> None:
         "Its own error is mostly clipping (90 %): 0.3 % of its elements lie beyond 0 to 6.",
         "Its range is wide for what it mostly holds: 5.5 of 8 bits carry information.",
     ]
+
+
+@pytest.mark.parametrize(("granularity", "part"), [(PerAxis(0), "channel"), (PerBlock(0, 1), "block")])
+def test_with_several_scales_elements_lie_beyond_their_own_range(granularity: Granularity, part: str) -> None:
+    scale = np.array([0.01, 0.02], np.float32)
+    encoding = Encoding(
+        type=integer_type("uint8"), granularity=granularity, scale=scale, zero_point=np.zeros(2, np.int32)
+    )
+    assert words(tensor_with(encoding=encoding))[1] == (
+        "Its own error is mostly clipping (90 %): 0.3 % of its elements lie beyond the range of their "
+        f"{part} (the widest of all: 0 to 6)."
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from narrowgauge.core.plan import FloatNode
+from narrowgauge.errors import ModelError
 from narrowgauge.graph.edits import all_nodes
 from narrowgauge.graph.engine import weight_bytes
 from narrowgauge.graph.quantized import is_quantized
 from narrowgauge.graph.refusals import Refusal
 from narrowgauge.graph.shapes import dimensions
-from narrowgauge.importers.opening import read_and_load
+from narrowgauge.importers.imported import ImportedModel
+from narrowgauge.importers.opening import framework_of, read, read_and_load
 from narrowgauge.planning.choices import Choices
 from narrowgauge.planning.place import place
 from narrowgauge.targets.schema import Target
@@ -53,7 +55,8 @@ class Inspection:
         parameter_bytes: their size.
         quantized: whether some node quantizes or computes on integers already.
         operators: operator -> how many, in the file.
-        simplified: operator -> how many after simplification; of a quantized network, of the float one in it.
+        simplified: operator -> how many after simplification; of a quantized network, of the float one in it; None
+            where a quantized network holds no float one that can be told.
         notes: what the import changed.
         refusals: what simplification left alone, and why.
         placed: what the target would do; None without a target.
@@ -68,7 +71,7 @@ class Inspection:
     parameter_bytes: int
     quantized: bool
     operators: Mapping[str, int]
-    simplified: Mapping[str, int]
+    simplified: Mapping[str, int] | None
     notes: tuple[str, ...]
     refusals: tuple[Refusal, ...]
     placed: Placed | None
@@ -77,10 +80,20 @@ class Inspection:
 def inspect(path: Path, target: Target | None = None) -> Inspection:
     """Look into the file of a network.
 
+    A network that computes in integers alone is counted as it is; with a target it is refused, as `quantize` would.
+
     Raises:
         ModelError: if it cannot be read; see `importers.opening.load`.
     """
-    given, imported = read_and_load(path)
+    imported: ImportedModel | None
+    try:
+        given, imported = read_and_load(path)
+        notes = imported.notes
+    except ModelError as error:
+        whole = _read_quantized(path)
+        if whole is None or target is not None:
+            raise
+        given, imported, notes = whole, None, (str(error),)
     return Inspection(
         producer=" ".join(part for part in (given.producer_name, given.producer_version) if part),
         opsets=dict(given.opset_imports),
@@ -91,11 +104,22 @@ def inspect(path: Path, target: Target | None = None) -> Inspection:
         parameter_bytes=weight_bytes(given),
         quantized=is_quantized(given),
         operators=_operators(given),
-        simplified=_operators(imported.model),
-        notes=imported.notes,
-        refusals=imported.refusals,
-        placed=None if target is None else _placed(imported.model, target),
+        simplified=None if imported is None else _operators(imported.model),
+        notes=notes,
+        refusals=() if imported is None else imported.refusals,
+        placed=None if target is None or imported is None else _placed(imported.model, target),
     )
+
+
+def _read_quantized(path: Path) -> ir.Model | None:
+    """Read a quantized ONNX network as it is; None where it is none, or cannot even be read."""
+    if framework_of(path) is not None:
+        return None
+    try:
+        model = read(path)
+    except ModelError:
+        return None
+    return model if is_quantized(model) else None
 
 
 def _port(value: ir.Value) -> Port:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -113,7 +113,13 @@ class Pairing:
     only_second: tuple[str, ...]
 
 
-def pair_values(first: ir.Model, second: ir.Model, inputs: Mapping[str, str]) -> Pairing:
+def pair_values(
+    first: ir.Model,
+    second: ir.Model,
+    inputs: Mapping[str, str],
+    *,
+    encodings: tuple[Mapping[str, Encoding], Mapping[str, Encoding]] = ({}, {}),
+) -> Pairing:
     """Find the values that two networks have in common, float or quantized, by whatever tool.
 
     A float value, its levels and what is dequantized from them are one value: they are found by following
@@ -129,8 +135,10 @@ def pair_values(first: ir.Model, second: ir.Model, inputs: Mapping[str, str]) ->
         first: a network; it is not changed.
         second: the other one.
         inputs: input of the first -> input of the second.
+        encodings: of each network's float values by name, where more is known than its file says: integers named
+            NAME_quantized, of the type that NAME has there, are its levels.
     """
-    networks = _Network.of(first), _Network.of(second)
+    networks = _Network.of(first, encodings[0]), _Network.of(second, encodings[1])
     matching = _Matching(*networks)
     matching.by_inputs(inputs)
     matching.by_names()
@@ -208,14 +216,15 @@ class _Chain:
 @dataclass(kw_only=True, slots=True)
 class _Network:
     graph: ir.Graph
+    known: Mapping[str, Encoding]
     chains: list[_Chain] = field(default_factory=list)
     chain_of: dict[ir.Value, _Chain] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: ir.Model) -> _Network:
+    def of(cls, model: ir.Model, known: Mapping[str, Encoding]) -> _Network:
         model = model.clone()
         infer_shapes(model)
-        network = cls(graph=model.graph)
+        network = cls(graph=model.graph, known=known)
         for value in model.graph.inputs:
             if not value.is_initializer():
                 network.begin(value, -1)
@@ -260,6 +269,9 @@ class _Network:
         for reader, number in value.uses():
             if number == 0 and _is_rounding(reader, "DequantizeLinear"):
                 return _encoding(reader, 1, value.dtype)
+        name = str(value.name)
+        if name.endswith("_quantized") and (known := self.known.get(name.removesuffix("_quantized"))) is not None:
+            return _of_levels(value, known)
         source = node.inputs[0] if node is not None and node.op_type in _SAME_LEVELS and node.inputs else None
         chain = self.chain_of.get(source) if source is not None else None
         if chain is None or chain.levels is not source or chain.encoding is None:
@@ -296,6 +308,24 @@ class _Network:
 
 def _is_rounding(node: ir.Node | None, *operators: str) -> bool:
     return node is not None and node.op_type in (operators or _ROUNDINGS)
+
+
+def _of_levels(value: ir.Value, encoding: Encoding) -> Encoding | None:
+    """What integers mean that an encoding is known of, as a DequantizeLinear says it; None where it cannot be theirs.
+
+    That is told by their type and the size of the axis along which scales differ.
+    """
+    if value.dtype is None or value.dtype.name.lower() != encoding.type.name:
+        return None
+    if isinstance(encoding.granularity, PerTensor):
+        return encoding
+    shape = dimensions(value)
+    if not isinstance(encoding.granularity, PerAxis) or shape is None:
+        return None
+    axis = encoding.granularity.axis
+    if not -len(shape) <= axis < len(shape) or shape[axis] != encoding.scale.size:
+        return None
+    return replace(encoding, granularity=PerAxis(axis))
 
 
 def _encoding(node: ir.Node, number: int, kind: ir.DataType | None) -> Encoding | None:

@@ -338,6 +338,7 @@ class _Subject:
     depth: int
     alone: Change
     without: Change
+    tensors: tuple[str, ...] = ()
 
 
 def sweep(
@@ -389,6 +390,7 @@ def sweep(
             without=remaining,
             gain=difference(output_noise(total, signal), remaining),
             samples=sum(case.count for case in cases[: seen[number]]),
+            tensors=subject.tensors,
         )
         rows.append(row)
     return Sweep(noise=output_noise(whole.sum(axis=0), signals.sum(axis=0)), sensitivities=tuple(rows))
@@ -429,6 +431,7 @@ def _subjects(streams: Streams) -> list[_Subject]:
             name=layer.node, kind="layer", node=layer.node, depth=layer.depth,
             alone=_together([alone[tensor.name] for tensor in layer.tensors]),
             without=_together([without[tensor.name] for tensor in layer.tensors]),
+            tensors=tuple(tensor.name for tensor in layer.tensors),
         )
         for layer in quantized_layers(network, plan, tensors)
     ]  # fmt: skip

@@ -270,7 +270,9 @@ def _run(path: Path, network: ir.Model, runtime: str, threads: int | None) -> Ru
     except MissingDependencyError:
         raise
     except NarrowgaugeError as error:
-        raise RuntimeFailure(f"{path}: {error}; the file is damaged, or this engine cannot run it") from None
+        said = str(error).removeprefix(f"{path}: ")  # most name the file themselves
+        who = f"{engine_named(runtime).title} cannot run it" if runtime else "ONNX Runtime cannot run it"
+        raise RuntimeFailure(f"{path}: {who}: {said}") from None
 
 
 def _contradictions(summary: Mapping[str, Any], pairs: Mapping[tuple[str, str], Comparison]) -> list[str]:

@@ -58,9 +58,11 @@ def _facts(name: str, found: Inspection) -> list[RenderableType]:
         ("parameters", f"{found.parameters:,} ({size_text(found.parameter_bytes)})"),
         (
             "quantized",
-            "yes, already: `quantize` keeps its encodings (--plan own) or chooses new ones"
-            if found.quantized
-            else "no",
+            "no"
+            if not found.quantized
+            else "yes, already: `quantize` keeps its encodings (--plan own) or chooses new ones"
+            if found.simplified is not None
+            else "yes, in integers alone: it can be run and compared, not quantized again",
         ),
     ]
     for key, value in rows:
@@ -80,14 +82,15 @@ def _operators(found: Inspection) -> list[RenderableType]:
 
     from narrowgauge.cli.outcome import notes, plain_table
 
-    after = found.simplified
-    second = "float, simplified" if found.quantized else "simplified"
-    table = plain_table("operator", "in the file", second, right=(1, 2))
-    names = list(dict.fromkeys([*found.operators, *after]))
+    columns = {"in the file": found.operators}
+    if found.simplified is not None:
+        columns["float, simplified" if found.quantized else "simplified"] = found.simplified
+    table = plain_table("operator", *columns, right=(1, 2))
+    names = list(dict.fromkeys(name for counts in columns.values() for name in counts))
     for name in names:
-        table.add_row(name, *(str(counts.get(name, 0)) for counts in (found.operators, after)))
+        table.add_row(name, *(str(counts.get(name, 0)) for counts in columns.values()))
     if len(names) > 1:
-        table.add_row("together", *(str(sum(counts.values())) for counts in (found.operators, after)))
+        table.add_row("together", *(str(sum(counts.values())) for counts in columns.values()))
     shown: list[RenderableType] = [table, *notes(found.notes)]
     if found.refusals:
         left = plain_table("", "")

@@ -308,13 +308,17 @@ def recovery(steps: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
         return []
     kept = "; ".join(_step(step) for step in steps if step["kept"])
     others = ", ".join(f"{step['name']} ({step['seconds']:.1f} s)" for step in steps if not step["kept"])
-    return [Text(f"Recovery, output SQNR: {kept}." + (f" Not kept: {others}." if others else ""))]
+    judged = any(step.get("judged_db") is not None for step in steps)
+    what = "output SQNR (gains as they are judged)" if judged else "output SQNR"
+    return [Text(f"Recovery, {what}: {kept}." + (f" Not kept: {others}." if others else ""))]
 
 
 def _step(step: Mapping[str, Any]) -> str:
     before, after = step["noise_before"], step["noise_after"]
     won = f" {-10 * math.log10(after):.1f} dB" if after else ""
-    if before and after:
+    if step.get("judged_db") is not None:
+        won = f" {step['judged_db']:+.1f} dB"
+    elif before and after:
         won = f" {10 * math.log10(before / after):+.1f} dB"
     lost = f", {step['drop']:.4g} points lost" if step["drop"] is not None else ""
     return f"{step['name']}{won} ({step['seconds']:.1f} s{lost})"

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from narrowgauge.core.plan import Plan
 from narrowgauge.errors import PlanError, TargetError
 from narrowgauge.exporters.formats import FORMATS, Format
+from narrowgauge.graph.edits import sole_consumer
 from narrowgauge.lowering.lower import Form, has_rule, lower, lower_by_rule
 from narrowgauge.lowering.qdq import QdqStyle, lower_to_qdq
 from narrowgauge.planning.support import unsupported
@@ -109,10 +110,26 @@ def _integer(
         lowered = lower_by_rule(model, plan, target, qdq=qdq)
     except PlanError as error:
         return None, (f"no network in the target's own integers: {error}",)
-    if not lowered.refusals:
+    # What stays float by the plan is told by the plan.
+    told = _float_by_plan(model, plan)
+    others = [one for one in lowered.refusals if one.node not in told]
+    if not others:
         return lowered.model, ()
-    first, *others = lowered.refusals
-    more = f" (and {len(others)} more)" if others else ""
+    more = f" (and {len(others) - 1} more)" if others[1:] else ""
+    warning = "WARNING: " if target.all_integer else ""
     return lowered.model, (
-        f"the network in integers computes {first.operator} {first.node} in real numbers: {first.reason}{more}",
+        f"{warning}the network in integers computes {others[0].operator} {others[0].node} in real numbers: "
+        f"{others[0].reason}{more}",
     )
+
+
+def _float_by_plan(model: ir.Model, plan: Plan) -> frozenset[str]:
+    """Names of the nodes that a plan leaves float, or whose results, alone or behind what is fused, it does."""
+    found = {entry.name for entry in plan.float_nodes}
+    for node in reversed(list(model.graph)):
+        for value in node.outputs:
+            after = sole_consumer(value)
+            fused = value.name not in plan.encodings and after is not None and after.name in found
+            if value.name in plan.float_outputs or fused:
+                found.add(str(node.name))
+    return frozenset(found)

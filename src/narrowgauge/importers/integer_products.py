@@ -52,7 +52,9 @@ def rewrite_integer_product(rewriter: Rewriter, node: ir.Node) -> None:
 def _refusal(node: ir.Node, reason: str) -> ModelError:
     return ModelError(
         f"node {node.name!r} ({node.op_type}): {reason}, so the real numbers behind its integers are not "
-        "known; expected Cast to float32 and Mul by both scales behind it; export the network in Q/DQ form"
+        "known; expected Cast to float32 and Mul by both scales behind it. A network that computes in integers "
+        "alone holds no real numbers: give it in Q/DQ form (of a folder of narrowgauge quantize, simulated.onnx) or "
+        "the float network"
     )
 
 

@@ -69,7 +69,8 @@ def lower_by_rule(
         raise PlanError(f"expected a static plan for integers of the rule {kernels.name}, got a {plan.mode} one")
     # Each engine has its own level for the bound of an activation function: they stay until it is asked.
     style = QdqStyle(bias_bits=target.bias_bits, drop_clips=False)
-    return integer_network(lower_to_qdq(model, plan, style), kernels)
+    kept = {entry.name: entry.reason for entry in plan.float_nodes}
+    return integer_network(lower_to_qdq(model, plan, style), kernels, kept)
 
 
 def has_rule(target: Target, arithmetic: str = "") -> bool:

@@ -150,7 +150,7 @@ class Ladder:
         self.steps.append(
             Step(
                 name=method.name, detail=detail, noise_before=self.noise.total, noise_after=after.total,
-                seconds=time.perf_counter() - start, kept=kept, drop=drop,
+                seconds=time.perf_counter() - start, kept=kept, drop=drop, judged_db=_fallen(old.judged, new.judged),
             )
         )  # fmt: skip
         if kept:
@@ -192,6 +192,13 @@ class Ladder:
                 drop=self.drop,
             )
         )  # fmt: skip
+
+
+def _fallen(before: float, after: float) -> float | None:
+    """By how much a noise fell, decibels; None where that is no number."""
+    if not (0 < before < math.inf and 0 < after < math.inf):
+        return None
+    return 10 * math.log10(before / after)
 
 
 def _decibels(noise: Noise) -> float:

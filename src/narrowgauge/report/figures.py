@@ -69,7 +69,12 @@ def gained(before: float, after: float) -> str:
     """A change in decibels, with its sign: "+2.9 dB"."""
     if not (math.isfinite(before) and math.isfinite(after)):
         return UNKNOWN
-    return f"{after - before:+.1f} dB".replace("-", "−")
+    return signed_decibels(after - before)
+
+
+def signed_decibels(change: float) -> str:
+    """A change in decibels that is known: "+2.9 dB"."""
+    return f"{change:+.1f} dB".replace("-", "−")
 
 
 def error_size(sqnr_db: float) -> str:

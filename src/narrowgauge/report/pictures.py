@@ -166,10 +166,15 @@ def _channels(distribution: Distribution) -> dict[str, Any]:
 
 
 def _layers(analysis: Analysis) -> list[dict[str, Any]]:
-    """Cost of each layer; where only tensors were measured, of each tensor."""
-    layers = [one for one in analysis.sensitivities if one.kind == "layer"] or list(analysis.sensitivities)
+    """Cost of each layer, and of each tensor that belongs to none: activations that no layer writes."""
+    layers = [one for one in analysis.sensitivities if one.kind == "layer"]
+    nodes = {one.node for one in layers}
+    held = {name for one in layers for name in one.tensors}
+    others = [
+        one for one in analysis.sensitivities if one.kind != "layer" and one.name not in held and one.node not in nodes
+    ]
     operators = _operators(analysis)
-    return [_layer(one, operators, analysis.noise) for one in sorted(layers, key=lambda one: one.depth)]
+    return [_layer(one, operators, analysis.noise) for one in sorted([*layers, *others], key=lambda one: one.depth)]
 
 
 def _operators(analysis: Analysis) -> Mapping[str, str]:

@@ -153,6 +153,7 @@ def _step(record: Mapping[str, Any]) -> Step:
         seconds=math.nan if seconds is None else seconds,
         kept=record.get("kept") is True,
         drop=_number(record.get("drop")),
+        judged_db=_number(record.get("judged_db")),
     )
 
 

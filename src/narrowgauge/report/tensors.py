@@ -10,6 +10,7 @@ from narrowgauge.analysis.encoding_words import representable, scale_words, shif
 from narrowgauge.analysis.records import Analysis, Remedy, Sensitivity, TensorLoss
 from narrowgauge.analysis.roundings import RoundedEncoding
 from narrowgauge.core.encoding import AnyEncoding, DynamicEncoding, Encoding, LogEncoding
+from narrowgauge.core.granularity import PerBlock
 from narrowgauge.core.plan import Plan
 from narrowgauge.report import figures
 
@@ -213,7 +214,7 @@ def _cause_words(tensor: Tensor) -> list[str]:
     elif share > _MOSTLY:
         sentences.append(
             f"Its own error is mostly clipping ({figures.percent(share)}): {figures.percent(loss.clipped_share)} of "
-            f"its elements lie beyond {figures.interval(*loss.range)}."
+            f"its elements lie beyond {_beyond(tensor.encoding, loss.range)}."
         )
     elif share < 1 - _MOSTLY:
         sentences.append(f"Its own error is mostly rounding: {_step(loss.scales)} between levels.")
@@ -226,6 +227,14 @@ def _cause_words(tensor: Tensor) -> list[str]:
             f"Its range is wide for what it mostly holds: {loss.entropy_bits:.1f} of {bits:.0f} bits carry information."
         )
     return sentences
+
+
+def _beyond(encoding: AnyEncoding | None, span: tuple[float, float]) -> str:
+    """Name the range that elements lie beyond: with several scales it is their own one's, not that of all together."""
+    if isinstance(encoding, Encoding) and encoding.scale.size > 1:
+        part = "block" if isinstance(encoding.granularity, PerBlock) else "channel"
+        return f"the range of their {part} (the widest of all: {figures.interval(*span)})"
+    return figures.interval(*span)
 
 
 def _step(scales: tuple[float, float]) -> str:

@@ -57,7 +57,7 @@ def test_a_bias_that_no_integer_holds_is_refused() -> None:
         kind="product", input=one("uint8", 2.0**-60), weights=one("int8", 2.0**-10), output=one("uint8", 0.1),
         bias=np.ones(3),
     )  # fmt: skip
-    with pytest.raises(PlanError, match="a bias is 1.2e\\+21 units of its sums"):
+    with pytest.raises(PlanError, match=r"a bias is 1.2e\+21 units of its sums"):
         INTEGER_ONLY.layer(layer)
 
 

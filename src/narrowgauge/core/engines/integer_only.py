@@ -47,6 +47,9 @@ _LARGEST_RATIO = 2.0**20
 _MOST_BITS = 58
 """Of a level, shifted."""
 
+_LARGEST_BIAS = 2.0**62
+"""So that sums of products fit beside it in 64 bits."""
+
 _EXPONENTIAL_BITS = 15
 """A row of 65,538 of them adds up in int32 (`integer_exponential.most_table_bits`)."""
 
@@ -80,9 +83,19 @@ def rescale(ratio: npt.ArrayLike, output: Encoding, bounds: Bounds = UNBOUNDED) 
 
 
 def layer(layer: Layer) -> LayerForm:
-    """Sums of a layer to levels, the bias rounded to their unit; see `Kernels.layer`."""
+    """Sums of a layer to levels, the bias rounded to their unit; see `Kernels.layer`.
+
+    Raises:
+        PlanError: a bias is too large for its unit.
+    """
     unit = layer.input.scale.astype(np.float64) * layer.weights.scale.astype(np.float64)
-    bias = None if layer.bias is None else np.rint(layer.bias.astype(np.float64) / unit).astype(np.int64)
+    bias = None if layer.bias is None else np.rint(layer.bias.astype(np.float64) / unit)
+    if bias is not None and (np.abs(bias) >= _LARGEST_BIAS).any():
+        raise PlanError(
+            f"a bias is {np.abs(bias).max():.2g} units of its sums, more than fit: the scale of the layer's input is "
+            f"{float(layer.input.scale.min()):.2g}, as that of values that are always 0"
+        )
+    bias = None if bias is None else bias.astype(np.int64)
     return LayerForm(
         bias=bias, rescale=rescale(unit / layer.output.scale.astype(np.float64), layer.output, layer.bounds)
     )

@@ -80,7 +80,7 @@ function stopWords(stop) {
 
 function networkLegend(stops) {
   const entries = [];
-  if (stops.some((stop) => stop.layer)) entries.push(["accent", "error that the layer adds by itself"], ["clip", "error that goes away if it is left float", "ring"]);
+  if (stops.some((stop) => stop.layer)) entries.push(["accent", "error that the layer or value adds by itself"], ["clip", "error that goes away if it is left float", "ring"]);
   if (stops.some((stop) => stop.reason)) entries.push(["island", "left float"]);
   return legend(...entries);
 }
