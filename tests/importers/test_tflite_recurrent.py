@@ -131,6 +131,7 @@ def test_networks_of_others(zoo: Path, name: str) -> None:
 def integer_file(**changes: Any) -> bytes:
     """An integer LSTM of one layer; `changes` are of its records."""
     from ai_edge_litert import schema_py_generated as schema
+
     from tests.core.engines.test_tflite_recurrent import packed_again, random_layer, written
 
     model = schema.ModelT.InitFromPackedBuf(written(random_layer(3, scales="random", input_gate=False, cell_clip=2.5)))

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from tests.core.engines.test_torch_layers import KINDS, sums_of, torch_levels
 
 from narrowgauge.core.engines.kernels import Layer
+from tests.core.engines.test_torch_layers import KINDS, sums_of, torch_levels
 from tests.core.engines.torch_engines import Array, Scales, encoding, quantized, use
 
 FILE = Path(__file__).with_name("torch.npz")
