@@ -32,8 +32,17 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("network", NETWORK_NAMES)
-@pytest.mark.parametrize("target", target_names())
+def cases() -> list[object]:
+    """Every target and network; those that take long and have a shorter test elsewhere are slow."""
+    slow = {("pytorch-fbgemm", "digits_vit"), ("pytorch-qnnpack", "digits_vit"), ("tvm", "digits_vit")}
+    return [
+        pytest.param(target, network, marks=pytest.mark.slow if (target, network) in slow else ())
+        for target in target_names()
+        for network in NETWORK_NAMES
+    ]
+
+
+@pytest.mark.parametrize(("target", "network"), cases())
 def test_accuracy_survives(tmp_path: Path, samples: Path, target: str, network: str) -> None:
     out = tmp_path / "out"
     summary = record(
