@@ -81,7 +81,7 @@ def in_openvino(settings: Mapping[str, Any], *, fixed: bool) -> Callable[[Path],
     return opened
 
 
-WRONG = "the error is greater than the logits. OpenVINO's CPU plugin computes int64 numbers in int32 (its issue 24072)."
+WRONG = "the error is greater than the logits. OpenVINO's CPU plugin computes int64 numbers in int32 (its issue 35823)."
 
 WAYS = (
     Way(name="ONNX Runtime", target="onnxruntime", open=in_onnxruntime),
