@@ -19,7 +19,7 @@ from narrowgauge.runtimes.engines import engine_named
 FILES = {
     "model.onnx": "the quantized network for the target: run this one",
     "model.tflite": "the quantized network for TensorFlow Lite: run this one",
-    "simulated.onnx": "the same simulated in float (Q/DQ): runs anywhere",
+    "simulated.onnx": "the same simulated in float (Q/DQ), to compare",
     "integer.onnx": "the same in integers, as the target computes it",
     "original.onnx": "the simplified float network",
     "float.onnx": "the float network that plan.json is for",

@@ -22,7 +22,7 @@ class Forms:
 
     Attributes:
         target: what they are for.
-        simulated: Q/DQ form, runs anywhere ONNX runs.
+        simulated: Q/DQ form, in float.
         exported: the target's own form; None where that is no ONNX network, or the target cannot do the plan.
         format: what writes the target's own files where those are no ONNX network; None where `exported` is there, the
             target cannot do the plan, or what writes them is not installed.

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from narrowgauge.core.arithmetic import dequantize, quantize
 from narrowgauge.core.encoding import AnyEncoding, DynamicEncoding, Encoding
 from narrowgauge.core.granularity import Granularity, PerAxis, PerBlock, PerTensor, normalized_axis
-from narrowgauge.core.numbers import IntegerType
+from narrowgauge.core.numbers import IntegerType, integer_type
 from narrowgauge.errors import ModelError, PlanError
 from narrowgauge.graph.constants import constant_array, constant_tensor
 from narrowgauge.graph.edits import all_nodes, is_operator, remove_unused, sole_consumer
@@ -24,15 +24,12 @@ from narrowgauge.graph.shapes import rank
 from narrowgauge.importers.rewriting import Parameters, Rewriter, parameters_of, real_name
 
 _TYPES = {
-    ir.DataType.INT2: IntegerType(bits=2, signed=True),
-    ir.DataType.UINT2: IntegerType(bits=2, signed=False),
-    ir.DataType.INT4: IntegerType(bits=4, signed=True),
-    ir.DataType.UINT4: IntegerType(bits=4, signed=False),
-    ir.DataType.INT8: IntegerType(bits=8, signed=True),
-    ir.DataType.UINT8: IntegerType(bits=8, signed=False),
-    ir.DataType.INT16: IntegerType(bits=16, signed=True),
-    ir.DataType.UINT16: IntegerType(bits=16, signed=False),
-}
+    kind: integer_type(kind.name)
+    for kind in (
+        ir.DataType.INT2, ir.DataType.UINT2, ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT8, ir.DataType.UINT8,
+        ir.DataType.INT16, ir.DataType.UINT16,
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

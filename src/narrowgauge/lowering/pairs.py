@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from narrowgauge.core.encoding import Encoding
 from narrowgauge.core.granularity import PerAxis, PerTensor
-from narrowgauge.core.numbers import IntegerType
+from narrowgauge.core.numbers import integer_type
 from narrowgauge.graph.constants import constant_array
 from narrowgauge.graph.edits import is_operator, sole_consumer
 from narrowgauge.graph.roles import clip_bounds, is_constant
@@ -18,15 +18,7 @@ from narrowgauge.graph.roles import clip_bounds, is_constant
 BITS_8 = (ir.DataType.UINT8, ir.DataType.INT8)
 LEVELS = (*BITS_8, ir.DataType.UINT16, ir.DataType.INT16)
 
-_TYPES = {
-    ir.DataType.UINT4: IntegerType(bits=4, signed=False),
-    ir.DataType.INT4: IntegerType(bits=4, signed=True),
-    ir.DataType.UINT8: IntegerType(bits=8, signed=False),
-    ir.DataType.INT8: IntegerType(bits=8, signed=True),
-    ir.DataType.UINT16: IntegerType(bits=16, signed=False),
-    ir.DataType.INT16: IntegerType(bits=16, signed=True),
-    ir.DataType.INT32: IntegerType(bits=32, signed=True),
-}
+_TYPES = {kind: integer_type(kind.name) for kind in (ir.DataType.UINT4, ir.DataType.INT4, *LEVELS, ir.DataType.INT32)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

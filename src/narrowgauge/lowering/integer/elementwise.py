@@ -34,17 +34,11 @@ def places(site: Site, source: Source) -> ir.Value:
 
 def unary(node: ir.Node, site: Site) -> None:
     """Any operator of one input."""
-    source, result = _ends(site)
+    source, result = site.ends()
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     table = site.kernels.unary(node.op_type, attributes, source.encoding, result.encoding, result.rounding.bounds)
     levels = tabulated(site, source, table, result)
     site.write(levels if site.kernels.transformer_forms else bounded(site, levels, result), result)
-
-
-def _ends(site: Site) -> tuple[Source, Result]:
-    """Read the input and the output, with a scale for each channel where the kernels take one."""
-    channels = site.kernels.transformer_forms
-    return site.source(0, channels=channels), result_of(site.node.outputs[0], channels=channels)
 
 
 def parametric_relu(node: ir.Node, site: Site) -> None:
@@ -71,7 +65,7 @@ def clip(node: ir.Node, site: Site) -> None:
     """Relu or Clip between levels."""
     if any(bound is not None and not is_constant(bound) for bound in node.inputs[1:]):
         raise PlanError("its bounds are computed")
-    source, result = _ends(site)
+    source, result = site.ends()
     bounds = _within(clip_bounds(node), result.rounding.bounds)
     if site.kernels.transformer_forms and _is_wide(source, result):
         site.write(summed(site, [source], result, bounds=bounds), result)
@@ -89,7 +83,7 @@ def _within(first: Bounds, second: Bounds) -> Bounds:
 
 def identity(node: ir.Node, site: Site) -> None:
     """Identity: from one encoding to another, or none."""
-    source, result = _ends(site)
+    source, result = site.ends()
     value = requantized(site, source.value, source, result)
     site.write(value if value is not source.value else site.add("Identity", value), result)
 
@@ -143,7 +137,7 @@ def binary(node: ir.Node, site: Site) -> None:
     if len(node.inputs) != 2:
         raise PlanError(f"it has {len(node.inputs)} inputs, expected 2")
     if site.kernels.transformer_forms and is_operator(node, "Add", "Sub"):
-        sources, result = [site.source(number, channels=True) for number in range(2)], _ends(site)[1]
+        sources, result = [site.source(number, channels=True) for number in range(2)], site.ends()[1]
         signs = (1, -1) if is_operator(node, "Sub") else (1, 1)
         site.write(summed(site, sources, result, signs=signs), result)
         return

@@ -180,6 +180,18 @@ class Site:
             raise PlanError(f"{what} is not rounded to levels of 8 or 16 bits with one scale")
         return Source(linear=linear, encoding=encoding, value=self.kept(linear))
 
+    def ends(self, output: ir.Value | None = None) -> tuple[Source, Result]:
+        """Read the first input and an output, the operator's own where none is given.
+
+        Both may have a scale for each channel where the kernels take one.
+
+        Raises:
+            PlanError: see `source` and `result_of`.
+        """
+        channels = self.kernels.transformer_forms
+        value = self.node.outputs[0] if output is None else output
+        return self.source(0, channels=channels), result_of(value, channels=channels)
+
     def kept(self, linear: Linear) -> ir.Value:
         """Return levels as they are kept."""
         levels = linear.levels

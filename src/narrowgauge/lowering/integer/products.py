@@ -42,7 +42,7 @@ def gemm(node: ir.Node, site: Site) -> None:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and node.attributes.get_float("beta", 1.0) != 1.0:
         raise PlanError("its bias is scaled")
-    source, result = _ends(site, node.outputs[0])
+    source, result = site.ends()
     weights = weights_of(node, 0 if node.attributes.get_int("transB", 0) else 1)
     site.write(_product(site, source, weights, bias, result), result)
 
@@ -62,17 +62,11 @@ def matmul(node: ir.Node, site: Site) -> None:
     if addition is not None and is_operator(addition, "Add"):
         bias = next((value for value in addition.inputs if value is not output), None)
         output = addition.outputs[0]
-    source, result = _ends(site, output)
+    source, result = site.ends(output)
     weights = weights_of(node, 1)
     if weights.levels.ndim != 2:
         raise PlanError("its weights are not a matrix")
     site.write(_product(site, source, weights, bias, result), result)
-
-
-def _ends(site: Site, output: ir.Value) -> tuple[Source, Result]:
-    """Read the first input and the output, with a scale for each channel where the kernels take one."""
-    channels = site.kernels.transformer_forms
-    return site.source(0, channels=channels), result_of(output, channels=channels)
 
 
 def _batch_product(node: ir.Node, site: Site) -> None:
