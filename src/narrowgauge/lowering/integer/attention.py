@@ -38,7 +38,7 @@ _BUCKETS = 2**16
 """Entries of a table of ratios."""
 
 _CODE_BITS = 4
-"""Beyond the code 15 a value is shifted away."""
+"""Up to which ratios are looked up; more codes than those, which lie far apart, are counted."""
 
 _MOST_TOKENS = LARGEST_INT32 // 255**2
 """Of which products of two bytes add up in int32."""
@@ -225,8 +225,8 @@ def _log_int_softmax(
     site: Site, source: Source, scaled: Encoding, encoding: LogEncoding, tokens: int | None
 ) -> ir.Value:  # fmt: skip
     """Compute `LogIntSoftmax.codes` of rows of so many tokens; the last level, which means 0, is the end of them."""
-    if encoding.type.bits > _CODE_BITS or encoding.octave_bits:
-        raise PlanError(f"attention by shifts has codes of at most {_CODE_BITS} bits, whole octaves; got {encoding}")
+    if encoding.octave_bits:
+        raise PlanError(f"attention by shifts has codes of whole octaves, got {encoding}")
     if not tokens:
         raise PlanError("the number of its tokens is not known, and so not whether 32 bits hold their sum")
     table = exponential_table(float(scaled.scale), bits=_EXPONENTIAL_BITS, count=2**scaled.type.bits)
@@ -236,7 +236,25 @@ def _log_int_softmax(
     ratio = site.add("Mul", total, site.constant(1 << form.fraction_bits, "fraction", np.int32))
     some = site.add("Max", part, site.constant(1, "least_part", np.int32))  # a row's ratio to 0 is beyond every code
     ratio = site.add("Div", ratio, some, shape=part.shape)
-    return site.cast(_codes(site, ratio, form, encoding), ir.DataType.UINT8)
+    if encoding.type.bits <= _CODE_BITS:
+        return site.cast(_codes(site, ratio, form, encoding), ir.DataType.UINT8)
+    codes = _counted(site, ratio, form)
+    nothing = site.add("Equal", part, site.constant(0, "nothing", np.int32), type=ir.DataType.BOOL)
+    last = site.constant(encoding.type.maximum, "last_code", np.int32)
+    codes = site.add("Where", nothing, last, codes, type=ir.DataType.INT32, shape=part.shape)
+    return site.cast(codes, ir.DataType.UINT8)
+
+
+def _counted(site: Site, ratio: ir.Value, form: LogIntSoftmax) -> ir.Value:
+    """Count the thresholds that ratios reach, one comparison for each of them that int32 holds."""
+    total: ir.Value | None = None
+    for threshold in form.thresholds[form.thresholds < LARGEST_INT32].tolist():
+        least = site.constant(threshold, "threshold", np.int32)
+        reached = site.add("GreaterOrEqual", ratio, least, type=ir.DataType.BOOL)
+        one = site.cast(reached, ir.DataType.INT32)
+        total = one if total is None else site.add("Add", total, one)
+    assert total is not None  # the first threshold is small
+    return total
 
 
 def _codes(site: Site, ratio: ir.Value, form: LogIntSoftmax, encoding: LogEncoding) -> ir.Value:
